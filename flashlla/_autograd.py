@@ -1,0 +1,120 @@
+"""Differentiation of the registered operators: one Function for the forward, one for its backward.
+
+The backward operator runs inside a Function of its own whose backward raises: without it a second
+derivative (a gradient penalty, say) would silently be zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashlla import _library
+from flashlla.ops.types import Forward, Layout, Options
+
+_NO_DOUBLE_BACKWARD = (
+    "the kernels of flashlla have no second derivative; use backend='reference', which autograd "
+    "differentiates any number of times"
+)
+
+
+class _Attention(torch.autograd.Function):
+    """(q, k, v, probe, ridge, gate, layout, options, backend, stats) -> the fields of Forward."""
+
+    @staticmethod
+    def forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, options, backend, stats):
+        layout = Layout(cu_q, cu_k, seqlens_k)
+        return tuple(_library.forward(q, k, v, probe, ridge, gate, layout, options, backend, stats))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *operands, options, backend, _ = inputs
+        out = Forward(*output)
+        ctx.save_for_backward(*operands, out.kbar, out.g)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.backend = options, backend
+
+    @staticmethod
+    def backward(ctx, do, *_):
+        if do is None:
+            return (None,) * 12
+        *operands, cu_q, cu_k, seqlens_k, kbar, g = ctx.saved_tensors
+        grads = _AttentionBackward.apply(
+            do, *operands, kbar, g, cu_q, cu_k, seqlens_k, ctx.options, ctx.backend
+        )
+        wanted = zip(grads, ctx.needs_input_grad[:6], strict=True)
+        return *(grad if needed else None for grad, needed in wanted), *(None,) * 6
+
+    @staticmethod
+    def vmap(info, in_dims, q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, options, backend, stats):
+        fold = _Fold(info.batch_size, in_dims, (cu_q, cu_k, seqlens_k))
+        operands = fold.inputs((q, k, v, probe, ridge, gate), in_dims)
+        out = _Attention.apply(*operands, None, None, fold.seqlens_k(seqlens_k), options, backend, stats)
+        return fold.outputs(out)
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """(do, operands of the forward, kbar, g, layout, options, backend) -> six gradients."""
+
+    @staticmethod
+    def forward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, options, backend):
+        layout = Layout(cu_q, cu_k, seqlens_k)
+        return _library.backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(_NO_DOUBLE_BACKWARD)
+
+    @staticmethod
+    def vmap(info, in_dims, do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, options, backend):
+        fold = _Fold(info.batch_size, in_dims, (cu_q, cu_k, seqlens_k))
+        operands = fold.inputs((do, q, k, v, probe, ridge, gate, kbar, g), in_dims)
+        out = _AttentionBackward.apply(*operands, None, None, fold.seqlens_k(seqlens_k), options, backend)
+        return fold.outputs(out)
+
+
+class _Fold:
+    """Folds the dimension of a vmap into the batch dimension of every operand, and unfolds the results."""
+
+    def __init__(self, size: int, in_dims: tuple, layout: tuple[Tensor | None, ...]):
+        if layout[0] is not None:
+            raise NotImplementedError("vmap over packed sequences: concatenate them into one cu_seqlens instead")
+        self.size = size
+
+    def inputs(self, tensors: tuple, in_dims: tuple) -> list[Tensor | None]:
+        return [None if t is None else self._fold(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+
+    def _fold(self, t: Tensor, dim: int | None) -> Tensor:
+        t = t.unsqueeze(0).expand(self.size, *t.shape) if dim is None else t.movedim(dim, 0)
+        t = t.flatten(0, 1)
+        return t if t.shape[-1] < 2 or t.stride(-1) == 1 else t.contiguous()
+
+    def seqlens_k(self, seqlens_k: Tensor | None) -> Tensor | None:
+        return None if seqlens_k is None else seqlens_k.repeat(self.size)
+
+    def outputs(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple]:
+        unfolded = tuple(
+            t.unflatten(0, (self.size, -1)) if t.dim() > 1 else t for t in tensors
+        )
+        return unfolded, tuple(0 if t.dim() > 1 else None for t in unfolded)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    layout: Layout,
+    options: Options,
+    backend: str,
+    stats: bool,
+) -> Forward:
+    """The differentiable operator: only ``o`` carries a gradient."""
+    return Forward(*_Attention.apply(q, k, v, probe, ridge, gate, *layout, options, backend, stats))

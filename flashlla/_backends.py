@@ -1,0 +1,101 @@
+"""The table of backends and the choice that ``backend="auto"`` makes, with its reason in words."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from flashlla import _env
+
+HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+FLOATING = (*HALF_OR_SINGLE, torch.float64)
+
+
+class Backend(NamedTuple):
+    """One implementation: where it lives, what it takes, and why it may be missing."""
+
+    module: str
+    devices: tuple[str, ...] | None  # None: any device
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str | None]  # the reason why it cannot be loaded, or None
+    summary: str
+
+
+def _nothing_missing() -> None:
+    return None
+
+
+def _extension_missing() -> str | None:
+    try:
+        importlib.import_module("flashlla._C")
+    except ImportError as error:
+        return f"the compiled extension does not load ({error}); reinstall flashlla where a C++17 compiler is found"
+    return None
+
+
+# In the order in which "auto" tries them. The reference is only taken by name: it is quadratic in memory.
+BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("flashlla.ops.cpu", ("cpu",), HALF_OR_SINGLE, _extension_missing, "compiled C++ kernels"),
+    "blockwise": Backend(
+        "flashlla.ops.blockwise", None, FLOATING, _nothing_missing, "tiled PyTorch, any device, memory linear in length"
+    ),
+}
+NAMES = ("auto", *BACKENDS, "reference")
+
+
+class Choice(NamedTuple):
+    """A backend, and why it was taken."""
+
+    name: str
+    reason: str
+
+
+def rejection(name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot take these operands, or None if it can."""
+    backend = BACKENDS[name]
+    if backend.devices is not None and device_type not in backend.devices:
+        return f"backend {name!r} runs on {' or '.join(backend.devices)}, not on {device_type}"
+    if dtype not in backend.dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in backend.dtypes)
+        return f"backend {name!r} takes {names}, not {str(dtype).removeprefix('torch.')}"
+    return backend.missing()
+
+
+def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
+    """The backend for operands of this device and dtype.
+
+    A backend that the caller names is taken or refused, never replaced; ``"auto"`` follows
+    ``FLASHLLA_BACKEND`` if that is set, and takes the first backend that fits otherwise.
+
+    Raises:
+        ValueError: the name is unknown.
+        NotImplementedError: the named backend does not take these operands.
+    """
+    reason = "named by the caller"
+    if requested == "auto" and _env.backend():
+        requested, reason = _env.backend(), "named by FLASHLLA_BACKEND"
+    if requested not in NAMES:
+        raise ValueError(f"backend={requested!r} is unknown; choose one of {', '.join(NAMES)}")
+    if requested == "reference":
+        return Choice(requested, reason)
+    if requested != "auto":
+        why_not = rejection(requested, device_type, dtype)
+        if why_not:
+            raise NotImplementedError(f"{why_not}; use backend='auto'")
+        return Choice(requested, reason)
+    passed_over = []
+    for name, backend in BACKENDS.items():
+        why_not = rejection(name, device_type, dtype)
+        if why_not is None:
+            return Choice(name, "; ".join([*passed_over, f"{name!r} fits: {backend.summary}"]))
+        passed_over.append(why_not)
+    raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
+
+
+def load(name: str) -> ModuleType:
+    """Import the module of a backend; kernels load on first use."""
+    return importlib.import_module(BACKENDS[name].module)

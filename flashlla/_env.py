@@ -1,0 +1,25 @@
+"""Every environment variable that flashlla reads. Nothing else in the package reads one."""
+
+from __future__ import annotations
+
+import os
+
+
+def backend() -> str | None:
+    """``FLASHLLA_BACKEND``: the backend that ``backend="auto"`` takes, instead of choosing."""
+    return os.environ.get("FLASHLLA_BACKEND") or None
+
+
+def instruction_set() -> str | None:
+    """``FLASHLLA_ISA``: the instruction set of the CPU kernels (``sse``, ``avx2``, ``avx512``, ``neon``)."""
+    return os.environ.get("FLASHLLA_ISA") or None
+
+
+def num_threads() -> int | None:
+    """``FLASHLLA_NUM_THREADS``: threads of the CPU kernels; unset, they follow ``torch.get_num_threads()``."""
+    value = os.environ.get("FLASHLLA_NUM_THREADS")
+    if not value:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError(f"FLASHLLA_NUM_THREADS={value!r} must be a positive integer; unset it to follow torch")
+    return int(value)

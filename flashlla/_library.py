@@ -1,0 +1,113 @@
+"""Registration with ``torch.library``: schemas, fakes, and one implementation that loads a backend lazily.
+
+The operators are opaque to the compiler: what it needs to know (shapes, dtypes, strides) is in the fakes.
+Values that decide whether a call is valid (signs, lengths) are checked here, where they are real numbers
+even under ``torch.compile`` and ``torch.func``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashlla import _backends, _validation
+from flashlla.ops.types import Forward, Gradients, Layout, Options, accumulation_dtype
+
+_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? probe, Tensor? ridge, Tensor gate"
+_LAYOUT = "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqlens_k"
+_OPTIONS = "float scale, bool causal, int window_size, str solver, float rtol, int max_iters"
+
+_library = torch.library.Library("flashlla", "DEF")  # the registrations live as long as this object
+_library.define(
+    f"forward({_OPERANDS}, {_LAYOUT}, {_OPTIONS}, str backend, bool stats)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"backward(Tensor do, {_OPERANDS}, Tensor kbar, Tensor g, {_LAYOUT}, {_OPTIONS}, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, *options_backend_stats):
+    *options, backend, stats = options_backend_stats
+    layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
+    _validation.check_values(q, k, ridge, layout)
+    return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
+
+
+def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, *options_backend):
+    *options, backend = options_backend
+    layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
+    if do.shape[-1] > 1 and do.stride(-1) != 1:
+        do = do.contiguous()
+    grads = _backends.load(backend).backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options)
+    return tuple(t if t is not None else q.new_empty(0) for t in grads)
+
+
+def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
+    accumulate = accumulation_dtype(q.dtype)
+    rows = q.shape[:3]
+    return Forward(
+        o=q.new_empty(*rows, v.shape[-1]),
+        lse=q.new_empty(rows, dtype=accumulate),
+        kbar=q.new_empty(q.shape, dtype=accumulate),
+        g=q.new_empty(q.shape, dtype=accumulate),
+        residual=q.new_empty(rows, dtype=accumulate),
+        iterations=q.new_empty(rows, dtype=torch.int32),
+    )
+
+
+def _backward_fake(do, q, k, v, probe, ridge, gate, *rest) -> Gradients:
+    accumulate = accumulation_dtype(q.dtype)
+    rows = q.shape[:3]
+    return Gradients(
+        dq=q.new_empty(q.shape),
+        dk=k.new_empty(k.shape),
+        dv=v.new_empty(v.shape),
+        dprobe=q.new_empty(0) if probe is None else q.new_empty(q.shape),
+        dridge=q.new_empty(0) if ridge is None else q.new_empty(rows, dtype=accumulate),
+        dgate=q.new_empty(rows, dtype=accumulate),
+    )
+
+
+_library.impl("forward", _forward, "CompositeExplicitAutograd")
+_library.impl("backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("flashlla::forward", lambda *a: tuple(_forward_fake(*a)), lib=_library)
+torch.library.register_fake("flashlla::backward", lambda *a: tuple(_backward_fake(*a)), lib=_library)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    layout: Layout,
+    options: Options,
+    backend: str,
+    stats: bool,
+) -> Forward:
+    """Call ``flashlla::forward``."""
+    out = torch.ops.flashlla.forward(q, k, v, probe, ridge, gate, *layout, *options, backend, stats)
+    return Forward(*out)
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    kbar: Tensor,
+    g: Tensor,
+    layout: Layout,
+    options: Options,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """Call ``flashlla::backward``; gradients that do not exist come back empty."""
+    return torch.ops.flashlla.backward(
+        do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend
+    )

@@ -1,0 +1,115 @@
+"""The vocabulary that all backends share: options, layouts, and what a pass returns.
+
+A backend is a module with two functions::
+
+    forward(q, k, v, probe, ridge, gate, layout, options, stats) -> Forward
+    backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options) -> Gradients
+
+q is ``[batch, q_len, heads, head_dim]``, k and v are ``[batch, kv_len, kv_heads, ...]``, probe has the
+shape of q, ridge and gate are ``[batch, q_len, heads]`` in float32 (float64 for float64 operands).
+Three kinds of probe exist: with ``ridge`` it is solved for (LLA), with ``probe`` it is given
+(Parallax), with neither it is zero (softmax attention).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Options(NamedTuple):
+    """The scalar options of one call, every default resolved."""
+
+    scale: float
+    causal: bool
+    window_size: int  # number of visible keys, the diagonal included; 0 means no window
+    solver: str  # "auto", "cg" or "direct"
+    rtol: float
+    max_iters: int
+
+
+class Layout(NamedTuple):
+    """Where the sequences lie in the operands.
+
+    All None: one sequence a batch row. ``cu_seqlens_*`` (int, ``[sequences + 1]``): packed sequences in
+    a batch of one. ``seqlens_k`` (int, ``[batch]``): the used length of each row of a key/value cache.
+    """
+
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    seqlens_k: Tensor | None = None
+
+
+class Forward(NamedTuple):
+    """What a forward pass returns; ``kbar`` and ``g`` are what its own backward wants back.
+
+    o ``[batch, q_len, heads, value_dim]`` in the dtype of q; lse, residual ``[batch, q_len, heads]`` and
+    kbar, g ``[batch, q_len, heads, head_dim]`` in the accumulation dtype; iterations int32
+    ``[batch, q_len, heads]``. kbar is relative to a shift of the keys that each backend chooses.
+    """
+
+    o: Tensor
+    lse: Tensor
+    kbar: Tensor
+    g: Tensor
+    residual: Tensor
+    iterations: Tensor
+
+
+class Gradients(NamedTuple):
+    """What a backward pass returns, in the dtypes of the operands; dprobe, dridge, dgate may be None."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    dprobe: Tensor | None
+    dridge: Tensor | None
+    dgate: Tensor | None
+
+
+class Sequence(NamedTuple):
+    """Slices of one piece of work: batch rows, query rows, and key rows of the operands."""
+
+    batch: slice
+    q_rows: slice
+    k_rows: slice
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a backend accumulates and solves for operands of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sequences(layout: Layout, q: Tensor, k: Tensor) -> list[Sequence]:
+    """The pieces of a problem that PyTorch code computes one after the other.
+
+    A dense batch is one piece; packed sequences and cache rows are one piece each.
+    """
+    whole = slice(None)
+    if layout.seqlens_k is not None:
+        lengths = layout.seqlens_k.tolist()
+        return [Sequence(slice(b, b + 1), whole, slice(0, n)) for b, n in enumerate(lengths)]
+    if layout.cu_seqlens_q is not None:
+        cu_q, cu_k = layout.cu_seqlens_q.tolist(), layout.cu_seqlens_k.tolist()
+        return [
+            Sequence(whole, slice(*rows), slice(*keys))
+            for rows, keys in zip(zip(cu_q, cu_q[1:], strict=False), zip(cu_k, cu_k[1:], strict=False), strict=True)
+        ]
+    return [Sequence(whole, whole, whole)]
+
+
+def visible_range(
+    q_len: int, kv_len: int, causal: bool, window_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """First visible key and one past the last, for every query row (int64, ``[q_len]`` each).
+
+    The mask is aligned to the bottom right: row ``i`` stands at position ``i + kv_len - q_len`` of the
+    keys and sees the last ``window_size`` keys up to that position. Empty rows have ``lo == hi``.
+    """
+    if not causal:
+        lo = torch.zeros(q_len, dtype=torch.int64, device=device)
+        return lo, torch.full_like(lo, kv_len)
+    hi = (torch.arange(q_len, device=device) + (kv_len - q_len + 1)).clamp(0, kv_len)
+    return (hi - (window_size or kv_len)).clamp(min=0), hi
