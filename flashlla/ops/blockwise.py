@@ -1,0 +1,304 @@
+"""Tiled PyTorch: any device and dtype, memory linear in the length, forward and backward.
+
+Work is cut into tiles of query rows. A tile holds its weights over all visible keys (rows x keys), solves
+for its probes by matrix products with these weights, and is done; all batch rows and heads go through
+the products together. Grouped heads ride along as extra rows of the tile, so keys are never repeated.
+
+All moments are taken of shifted keys. The shift is the first key that the last row of the tile sees: in a
+tile no taller than the window every row sees it, so that nothing invisible, not even a NaN, reaches a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from flashlla.ops import solver
+from flashlla.ops.types import (
+    Forward,
+    Gradients,
+    Layout,
+    Options,
+    Sequence,
+    accumulation_dtype,
+    sequences,
+    visible_range,
+)
+
+TILE_ROWS = 64
+
+
+class _Tile(NamedTuple):
+    """A tile of rows with the keys that it sees; ``m`` counts the rows of all heads of a group.
+
+    q, probe ``[b, kv_heads, m, d]``; k (shifted), v ``[b, kv_heads, keys, ...]``; p ``[b, kv_heads, m, keys]``;
+    ridge, gate, lse ``[b, kv_heads, m]``. bad marks rows that read something which is not finite.
+    """
+
+    rows: slice
+    keys: slice
+    q: Tensor
+    shift: Tensor
+    k: Tensor
+    v: Tensor
+    probe: Tensor | None
+    ridge: Tensor | None
+    gate: Tensor
+    p: Tensor
+    lse: Tensor
+    lo: Tensor
+    hi: Tensor
+    bad: Tensor
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    layout: Layout,
+    options: Options,
+    stats: bool,
+) -> Forward:
+    """See ``flashlla.ops.types``."""
+    out = _allocate(q, v)
+    for piece in sequences(layout, q, k):
+        operands = _piece(piece, q, k, v, probe, ridge, gate)
+        views = Forward(*(t[piece.batch, piece.q_rows] for t in out))
+        for tile in _tiles(*operands, options):
+            _forward_tile(tile, views, options, stats, k.shape[2])
+    return out
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    kbar: Tensor,
+    g: Tensor,
+    layout: Layout,
+    options: Options,
+) -> Gradients:
+    """See ``flashlla.ops.types``."""
+    dtype = accumulation_dtype(q.dtype)
+
+    def zeros(t: Tensor) -> Tensor:
+        return torch.zeros(t.shape, dtype=dtype, device=q.device)
+
+    grads = Gradients(
+        dq=zeros(q),
+        dk=zeros(k),
+        dv=zeros(v),
+        dprobe=None if probe is None else zeros(q),
+        dridge=None if ridge is None else zeros(gate),
+        dgate=zeros(gate),
+    )
+    for piece in sequences(layout, q, k):
+        operands = _piece(piece, q, k, v, probe, ridge, gate)
+        rows, keys = (piece.batch, piece.q_rows), (piece.batch, piece.k_rows)
+        views = Gradients(
+            *(None if t is None else t[keys if name in ("dk", "dv") else rows] for name, t in grads._asdict().items())
+        )
+        for tile in _tiles(*operands, options):
+            _backward_tile(tile, do[rows], kbar[rows], g[rows], views, options)
+    casts = {"dq": q, "dk": k, "dv": v, "dprobe": q}
+    return grads._replace(
+        **{name: t.to(casts[name].dtype) for name, t in grads._asdict().items() if name in casts and t is not None}
+    )
+
+
+def _allocate(q: Tensor, v: Tensor) -> Forward:
+    dtype = accumulation_dtype(q.dtype)
+    rows = q.shape[:3]
+
+    def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=q.device)
+
+    return Forward(
+        o=zeros(*rows, v.shape[-1], dtype=q.dtype),
+        lse=zeros(*rows) - torch.inf,
+        kbar=zeros(*q.shape),
+        g=zeros(*q.shape),
+        residual=zeros(*rows),
+        iterations=zeros(*rows, dtype=torch.int32),
+    )
+
+
+def _piece(piece: Sequence, q, k, v, probe, ridge, gate) -> tuple[Tensor | None, ...]:
+    rows, keys = (piece.batch, piece.q_rows), (piece.batch, piece.k_rows)
+    return q[rows], k[keys], v[keys], *(None if t is None else t[rows] for t in (probe, ridge, gate))
+
+
+def _rows_first(t: Tensor, kv_heads: int) -> Tensor:
+    """``[b, rows, heads, ...]`` to ``[b, kv_heads, group * rows, ...]``."""
+    return rearrange(t, "b t (h g) ... -> b h (g t) ...", h=kv_heads)
+
+
+def _rows_back(t: Tensor, rows: slice) -> Tensor:
+    """The inverse of ``_rows_first``."""
+    return rearrange(t, "b h (g t) ... -> b t (h g) ...", t=rows.stop - rows.start)
+
+
+def _tiles(q, k, v, probe, ridge, gate, options: Options) -> Iterator[_Tile]:
+    q_len, kv_len = q.shape[1], k.shape[1]
+    lo, hi = visible_range(q_len, kv_len, options.causal, options.window_size, q.device)
+    height = min(TILE_ROWS, options.window_size or TILE_ROWS)
+    bounds = list(zip(lo.tolist(), hi.tolist(), strict=True))
+    for start in range(0, q_len, height):
+        rows = slice(start, min(start + height, q_len))
+        keys = slice(bounds[rows.start][0], bounds[rows.stop - 1][1])
+        if keys.start < keys.stop and q.shape[0]:
+            shift = bounds[rows.stop - 1][0]
+            yield _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, shift, lo[rows], hi[rows])
+
+
+def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, shift_at, lo, hi) -> _Tile:
+    dtype, kv_heads = accumulation_dtype(q.dtype), k.shape[2]
+    group = q.shape[2] // kv_heads
+    lo, hi = ((t - keys.start).repeat(group) for t in (lo, hi))
+    q, probe, ridge, gate = (
+        None if t is None else _rows_first(t[:, rows], kv_heads).to(dtype) for t in (q, probe, ridge, gate)
+    )
+    shift = rearrange(k[:, shift_at : shift_at + 1], "b s h d -> b h s d").to(dtype)
+    k, v = (rearrange(t[:, keys], "b s h d -> b h s d").to(dtype) for t in (k, v))
+    k, v, bad = _sanitise(k, v, lo, hi)
+    shift = shift.nan_to_num(0.0, 0.0, 0.0)
+    k = k - shift
+    for t in (q, probe, gate[..., None]):
+        if t is not None:
+            bad = bad | ~t.isfinite().all(-1)
+    p, lse = _weights(q, k, shift, options.scale, lo, hi)
+    return _Tile(rows, keys, q, shift, k, v, probe, ridge, gate, p, lse, lo, hi, bad)
+
+
+def _sanitise(k: Tensor, v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values with non-finite ones zeroed, and the rows that see one of these.
+
+    A masked entry still meets a weight of 0 in a matrix product, and 0 times NaN is NaN.
+    """
+    broken = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
+    before = torch.nn.functional.pad(broken.cumsum(-1), (1, 0))
+    bad = before[..., hi] > before[..., lo]
+    k, v = (t.masked_fill(broken[..., None], 0.0) for t in (k, v))
+    return k, v, bad
+
+
+def _weights(q: Tensor, k: Tensor, shift: Tensor, scale: float, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax weights and lse of a tile; weights of rows that see nothing are 0."""
+    key = torch.arange(k.shape[-2], device=k.device)
+    visible = (key >= lo[:, None]) & (key < hi[:, None])
+    s = (scale * (q @ k.mT)).masked_fill(~visible, -torch.inf)
+    top = s.amax(-1, keepdim=True).masked_fill((lo == hi)[:, None], 0.0)
+    w = (s - top).exp()
+    total = w.sum(-1, keepdim=True)
+    lse = (top + total.log() + scale * (q @ shift.mT))[..., 0]
+    return w / total.clamp(min=torch.finfo(w.dtype).tiny), lse
+
+
+def _moment(tile: _Tile) -> Tensor:
+    return tile.p @ tile.k
+
+
+def _matvec(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
+    """``(Cov + ridge I) x`` for every row, without forming a covariance."""
+    t = tile.p * (x @ tile.k.mT)
+    return t @ tile.k - kbar * t.sum(-1, keepdim=True) + tile.ridge[..., None] * x
+
+
+def _solve(tile: _Tile, kbar: Tensor, b: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Probe (or its adjoint) of every row, and the iterations that it took."""
+    limit = solver.iteration_limit(options.solver, b.shape[-1], options.max_iters)
+    x, iterations, converged = solver.conjugate_gradients(
+        lambda y: _matvec(tile, kbar, y), b, options.rtol, limit
+    )
+    if options.solver != "cg" and not converged.all():
+        cov = solver.covariance(tile.p, tile.k, kbar)
+        x = torch.where(converged[..., None], x, solver.direct(cov, tile.ridge, b))
+    return x, iterations
+
+
+def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool, kv_heads: int) -> None:
+    rows = tile.rows
+    kbar = _moment(tile)
+    b = tile.q - tile.shift - kbar
+    b = b.masked_fill((tile.bad | (tile.lo == tile.hi))[..., None], 0.0)
+    weights = tile.p
+    if tile.ridge is not None:
+        g, iterations = _solve(tile, kbar, b, options)
+        out.iterations[:, rows] = _rows_back(iterations, rows)
+        if stats:
+            norm = b.norm(dim=-1)
+            residual = (b - _matvec(tile, kbar, g)).norm(dim=-1) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+            out.residual[:, rows] = _rows_back(residual, rows)
+    else:
+        g = tile.probe
+    if g is not None:
+        g = g.masked_fill(tile.bad[..., None], 0.0)
+        weights = tile.p * (1 + tile.gate[..., None] * _centred(g, tile.k, kbar))
+        out.g[:, rows] = _rows_back(g, rows)
+    o = (weights @ tile.v).masked_fill(tile.bad[..., None], torch.nan)
+    out.o[:, rows] = _rows_back(o, rows).to(out.o.dtype)
+    out.lse[:, rows] = _rows_back(tile.lse.masked_fill(tile.bad, torch.nan), rows)
+    out.kbar[:, rows] = _rows_back(kbar, rows)
+
+
+def _centred(x: Tensor, k: Tensor, kbar: Tensor) -> Tensor:
+    """``(k_j - kbar_i) . x_i``, ``[..., rows, keys]``."""
+    return x @ k.mT - (x * kbar).sum(-1, keepdim=True)
+
+
+def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options) -> None:
+    """The formulas of ``reference.attention_backward`` on one tile."""
+    rows, kv_heads = tile.rows, tile.k.shape[1]
+    do, kbar, g = (_rows_first(t[:, rows], kv_heads).to(tile.q.dtype) for t in (do, kbar, g))
+    bad = tile.bad | ~do.isfinite().all(-1)
+    q, p, do, gate = _silence(tile, do, bad)
+
+    e = do @ tile.v.mT
+    e = e - (p * e).sum(-1, keepdim=True)
+    weighted = p * e
+    h = weighted @ tile.k - weighted.sum(-1, keepdim=True) * kbar
+    c = _centred(g, tile.k, kbar)
+    f = torch.zeros_like(g)
+    if tile.ridge is not None:
+        f, _ = _solve(tile._replace(p=p), kbar, gate * h, options)
+    u = _centred(f, tile.k, kbar)
+    y = e * (1 + gate * c) - u * (1 + c)
+    ds = options.scale * p * (y - (p * y).sum(-1, keepdim=True))
+
+    dk = ds.mT @ q + (p * (gate * e - u)).mT @ g - (p * (1 + c)).mT @ f
+    dv = (p * (1 + gate * c)).mT @ do
+    results = {"dq": ds @ tile.k + f, "dgate": (h * g).sum(-1)}
+    if tile.ridge is not None:
+        results["dridge"] = -(f * g).sum(-1)
+    if tile.probe is not None:
+        results["dprobe"] = gate * h
+    for name, value in results.items():
+        mask = bad if value.dim() == bad.dim() else bad[..., None]
+        getattr(grads, name)[:, rows] = _rows_back(value.masked_fill(mask, torch.nan), rows)
+    for target, part in ((grads.dk, dk), (grads.dv, dv)):
+        part = part.masked_fill(_seen_by(bad, tile)[..., None], torch.nan)
+        target[:, tile.keys] += rearrange(part, "b h s d -> b s h d")
+
+
+def _silence(tile: _Tile, do: Tensor, bad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, p, do, gate with the bad rows zeroed: they must not reach keys that they do not see."""
+    mask = bad[..., None]
+    return *(t.masked_fill(mask, 0.0) for t in (tile.q, tile.p, do)), tile.gate.masked_fill(bad, 0.0)[..., None]
+
+
+def _seen_by(bad: Tensor, tile: _Tile) -> Tensor:
+    """Keys of the tile that a bad row sees, ``[b, kv_heads, keys]``."""
+    key = torch.arange(tile.k.shape[-2], device=bad.device)
+    visible = (key >= tile.lo[:, None]) & (key < tile.hi[:, None])
+    return (bad[..., None] & visible).any(-2) if bad.any() else torch.zeros_like(visible[0])

@@ -1,0 +1,87 @@
+"""Batched solvers for ``(Cov + ridge I) x = b``, one small symmetric system a query, in PyTorch.
+
+Rows are independent: a row stops changing when its own residual is small enough, so its result does not
+depend on which rows are computed beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# "auto" hands rows to the direct solver when conjugate gradients have cost about as much: forming a
+# covariance takes head_dim / 2 products of the kind that one iteration takes two of.
+DIRECT_BELOW_HEAD_DIM = 16
+
+
+def iteration_limit(solver: str, head_dim: int, max_iters: int) -> int:
+    """Conjugate-gradient iterations that the solver may use before it gives up or goes direct."""
+    if solver == "cg":
+        return max_iters
+    if solver == "direct" or head_dim <= DIRECT_BELOW_HEAD_DIM:
+        return 0
+    return min(max_iters, max(8, head_dim // 4))
+
+
+def conjugate_gradients(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, rtol: float, max_iters: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve ``A x = b`` for every row of b from the start vector 0.
+
+    Args:
+        matvec: ``A`` applied to ``[..., rows, d]``, a symmetric positive definite system a row.
+        b: right-hand sides, ``[..., rows, d]``.
+        rtol: a row is done when ``|r| <= rtol |b|``.
+
+    Returns:
+        x like b, the iterations of every row (int32) and whether it converged (bool), ``[..., rows]``.
+    """
+    x, r, p = torch.zeros_like(b), b, b
+    rr = (b * b).sum(-1)
+    goal = rr * rtol**2
+    active = rr > goal
+    iterations = torch.zeros_like(rr, dtype=torch.int32)
+    for _ in range(max_iters):
+        if not active.any():
+            break
+        ap = matvec(p)
+        curvature = (p * ap).sum(-1)
+        alpha = torch.where(active & (curvature > 0), rr / curvature, 0.0)[..., None]
+        x = x + alpha * p
+        r = r - alpha * ap
+        rr_new = (r * r).sum(-1)
+        beta = torch.where(active, rr_new / rr, 0.0)[..., None]
+        p = r + beta * p
+        rr = torch.where(active, rr_new, rr)
+        iterations += active
+        active = active & (rr > goal)
+    return x, iterations, ~active
+
+
+def covariance(weights: Tensor, k: Tensor, kbar: Tensor, chunk: int = 256) -> Tensor:
+    """``sum_j w_ij k_j k_j^T - kbar_i kbar_i^T`` for every row, ``[..., rows, d, d]``.
+
+    All covariances of a tile come from one product of the weights with the distinct entries of
+    ``k_j k_j^T``, a chunk of keys at a time.
+    """
+    d = k.shape[-1]
+    row, col = torch.triu_indices(d, d, device=k.device)
+    packed = -kbar[..., row] * kbar[..., col]
+    for start in range(0, k.shape[-2], chunk):
+        part = k[..., start : start + chunk, :]
+        packed = packed + weights[..., start : start + chunk] @ (part[..., row] * part[..., col])
+    full = packed.new_empty(*packed.shape[:-1], d, d)
+    full[..., row, col] = packed
+    full[..., col, row] = packed
+    return full
+
+
+def direct(cov: Tensor, ridge: Tensor, b: Tensor) -> Tensor:
+    """Solve ``(cov + ridge I) x = b`` by Cholesky; ridge is ``[..., rows]``."""
+    system = cov + torch.diag_embed(ridge[..., None].expand_as(b))
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed.any():  # rounding beyond the ridge made a row indefinite: pivoting copes
+        return torch.linalg.solve(system, b)
+    return torch.cholesky_solve(b[..., None], factor)[..., 0]
