@@ -177,6 +177,7 @@ def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, shift_at, lo, h
     for t in (q, probe, gate[..., None]):
         if t is not None:
             bad = bad | ~t.isfinite().all(-1)
+    bad = bad & (lo < hi)  # a row that sees nothing has output 0, whatever it asks
     p, lse = _weights(q, k, shift, options.scale, lo, hi)
     return _Tile(rows, keys, q, shift, k, v, probe, ridge, gate, p, lse, lo, hi, bad)
 
@@ -261,7 +262,7 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
     """The formulas of ``reference.attention_backward`` on one tile."""
     rows, kv_heads = tile.rows, tile.k.shape[1]
     do, kbar, g = (_rows_first(t[:, rows], kv_heads).to(tile.q.dtype) for t in (do, kbar, g))
-    bad = tile.bad | ~do.isfinite().all(-1)
+    bad = tile.bad | (~do.isfinite().all(-1) & (tile.lo < tile.hi))
     q, p, do, gate = _silence(tile, do, bad)
 
     e = do @ tile.v.mT

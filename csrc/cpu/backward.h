@@ -1,0 +1,213 @@
+// The backward pass of one tile (lla-math: closed form, no second covariance pass).
+//
+// With e = do v^T centred per row, c = (k - kbar) g, u = (k - kbar) f and f the adjoint of the solve:
+//   y  = e (1 + gate c) - u (1 + c),   ds = scale p (y - mean_p y)
+//   dq = ds k + f,   dk = ds^T q + (p (gate e - u))^T g - (p (1 + c))^T f,   dv = (p (1 + gate c))^T do
+
+static int64_t backward_scratch(const Problem& p, int64_t keys) {
+  const int64_t row_arrays = kTileRows * (6 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 256;
+  return rows_scratch(p, keys) + blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 3 * kBlockFloats + solve_scratch(p);
+}
+
+struct Adjoint {
+  Rows rows;
+  float *d_o, *kbar, *g, *f, *h, *dq;  // [n][pad]
+  float* e;                            // like rows.weights
+  float *c, *u, *t;                    // scratch blocks
+  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows];
+};
+
+FLASHLLA_INLINE float* e_of(const Adjoint& a, const Block& b) { return a.e + (b.weights - a.rows.weights); }
+
+static void load_adjoint(const Problem& p, const Tile& tile, const BackwardOut& out, Adjoint& a) {
+  const Sequence& s = *tile.sequence;
+  Rows& rows = a.rows;
+  for (int i = 0; i < rows.n; ++i) {
+    const int64_t row = s.q_start + tile.row + i;
+    const int64_t at = (s.q_batch * out.q_rows + row) * p.heads + tile.head;
+    float *d_o = a.d_o + i * rows.value_pad, *g = a.g + i * rows.dim_pad;
+    load_row(out.d_o, out.d_o.offset(s.q_batch, row, tile.head), p.value_dim, rows.value_pad, d_o);
+    const Array saved{nullptr, 0, 0, 0, DType::f32};
+    Array kbar = saved, probe = saved;
+    kbar.data = out.kbar;
+    probe.data = out.g;
+    load_row(kbar, at * p.dim, p.dim, rows.dim_pad, a.kbar + i * rows.dim_pad);
+    if (p.has_probe()) load_row(probe, at * p.dim, p.dim, rows.dim_pad, g);
+    rows.bad[i] |= !all_finite(d_o, rows.value_pad);
+    if (p.probe.data) {
+      float* given = a.f + i * rows.dim_pad;
+      load_row(p.probe, p.probe.offset(s.q_batch, row, tile.head), p.dim, rows.dim_pad, given);
+      rows.bad[i] |= !all_finite(given, rows.dim_pad);
+    }
+    if (!rows.bad[i]) continue;
+    __builtin_memset(d_o, 0, size_t(rows.value_pad) * 4);
+    __builtin_memset(g, 0, size_t(rows.dim_pad) * 4);
+    rows.gate[i] = 0.0f;
+  }
+}
+
+// weights, e and h = sum_j p_j (e_j - mean e) k_j
+static void weigh_values(const Problem& p, Adjoint& a, const float* top) {
+  Rows& rows = a.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  Vec sums[kTileRows], e_sums[kTileRows];
+  for (int i = 0; i < n; ++i) sums[i] = e_sums[i] = Vec{};
+  for (int i = 0; i < n * pad; i += kLane) store(a.h + i, Vec{});
+  for_blocks(rows, [&](const Block& b) {
+    exponentiate(rows, b, top, sums);
+    float* e = e_of(a, b);
+    multiply<Into::set>(n, b.cols, p.value_dim, {a.d_o, rows.value_pad, 1}, b.vt, e, kKeyBlock);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < b.cols; j += kLane) {
+        const Vec weighted = load(b.weights + i * kKeyBlock + j) * load(e + i * kKeyBlock + j);
+        e_sums[i] += weighted;
+        store(a.t + i * kKeyBlock + j, weighted);
+      }
+    }
+    if (p.has_probe()) multiply<Into::add>(n, pad, b.cols, {a.t, kKeyBlock, 1}, b.k, a.h, pad);
+  });
+  finish_softmax(rows, top, sums);
+  for (int i = 0; i < n; ++i) {
+    a.e_mean[i] = sum(e_sums[i]) * rows.inv_sum[i];
+    float* h = a.h + i * pad;
+    for (int d = 0; d < pad; d += kLane)
+      store(h + d, load(h + d) * rows.inv_sum[i] - load(a.kbar + i * pad + d) * a.e_mean[i]);
+  }
+}
+
+// f = (Cov + ridge I)^-1 gate h, or 0 where the probe is not solved for.
+static void solve_adjoint(const Problem& p, Adjoint& a, float* rhs, Scratch scratch) {
+  const Rows& rows = a.rows;
+  const int pad = rows.dim_pad;
+  if (!p.solved()) {
+    __builtin_memset(a.f, 0, size_t(rows.n) * pad * 4);
+    return;
+  }
+  for (int i = 0; i < rows.n; ++i)
+    for (int d = 0; d < pad; d += kLane) store(rhs + i * pad + d, load(a.h + i * pad + d) * rows.gate[i]);
+  int32_t iterations[kTileRows];
+  solve({&rows, a.kbar, a.t}, rhs, a.f, iterations, scratch);
+}
+
+// One row of a block: e becomes y; c, u, t become what dv, and dk through g and f, are products of.
+FLASHLLA_INLINE void combine(const Rows& rows, Adjoint& a, const Block& b, int i, float* e_row, Vec& y_sum) {
+  const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i], inv = rows.inv_sum[i];
+  float *c_row = a.c + i * kKeyBlock, *u_row = a.u + i * kKeyBlock, *t_row = a.t + i * kKeyBlock;
+  for (int j = 0; j < b.cols; j += kLane) {
+    const Vec weight = load(w + j) * inv, e = load(e_row + j) - a.e_mean[i];
+    const Vec c = load(c_row + j) - a.g_mean[i], u = load(u_row + j) - a.f_mean[i];
+    const Vec gated = 1.0f + c * gate, y = e * gated - u * (1.0f + c);
+    y_sum += weight * y;
+    store(e_row + j, y);
+    store(c_row + j, weight * gated);
+    store(u_row + j, weight * (e * gate - u));
+    store(t_row + j, weight * (1.0f + c));
+  }
+}
+
+static void accumulate_through_weights(const Problem& p, Adjoint& a, const float* minus_f, float* dk, float* dv) {
+  Rows& rows = a.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  Vec y_sums[kTileRows];
+  for (int i = 0; i < n; ++i) y_sums[i] = Vec{};
+  for_blocks(rows, [&](const Block& b) {
+    const Left transposed_c{a.c, 1, kKeyBlock}, transposed_u{a.u, 1, kKeyBlock}, transposed_t{a.t, 1, kKeyBlock};
+    if (p.has_probe()) multiply<Into::set>(n, b.cols, p.dim, {a.g, pad, 1}, b.kt, a.c, kKeyBlock);
+    if (p.solved()) multiply<Into::set>(n, b.cols, p.dim, {a.f, pad, 1}, b.kt, a.u, kKeyBlock);
+    for (int i = 0; i < n; ++i) combine(rows, a, b, i, e_of(a, b) + i * kKeyBlock, y_sums[i]);
+    multiply<Into::add>(b.cols, rows.value_pad, n, transposed_c, {a.d_o, kPanel, rows.value_pad},
+                        dv + b.key * rows.value_pad, rows.value_pad);
+    if (p.has_probe())
+      multiply<Into::add>(b.cols, pad, n, transposed_u, {a.g, kPanel, pad}, dk + b.key * pad, pad);
+    if (p.solved())
+      multiply<Into::add>(b.cols, pad, n, transposed_t, {minus_f, kPanel, pad}, dk + b.key * pad, pad);
+  });
+  for (int i = 0; i < n; ++i) a.y_mean[i] = sum(y_sums[i]);
+}
+
+static void accumulate_through_logits(const Problem& p, Adjoint& a, const float* scaled_q, float* dk) {
+  Rows& rows = a.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  for (int i = 0; i < n * pad; i += kLane) store(a.dq + i, Vec{});
+  for_blocks(rows, [&](const Block& b) {
+    const float* y = e_of(a, b);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < b.cols; j += kLane)
+        store(a.t + i * kKeyBlock + j,
+              load(b.weights + i * kKeyBlock + j) * rows.inv_sum[i] * (load(y + i * kKeyBlock + j) - a.y_mean[i]));
+    multiply<Into::add>(n, pad, b.cols, {a.t, kKeyBlock, 1}, b.k, a.dq, pad);
+    multiply<Into::add>(b.cols, pad, n, {a.t, 1, kKeyBlock}, {scaled_q, kPanel, pad}, dk + b.key * pad, pad);
+  });
+  for (int i = 0; i < n; ++i)
+    for (int d = 0; d < pad; d += kLane)
+      store(a.dq + i * pad + d, load(a.dq + i * pad + d) * p.scale + load(a.f + i * pad + d));
+}
+
+static void store_adjoint(const Problem& p, const Adjoint& a, const BackwardOut& out, float* dk, float* dv) {
+  const Rows& rows = a.rows;
+  const Tile& tile = *rows.tile;
+  const Sequence& s = *tile.sequence;
+  const int pad = rows.dim_pad;
+  const float nan = __builtin_nanf("");
+  for (int i = 0; i < rows.n; ++i) {
+    const int64_t to = (s.q_batch * out.q_rows + s.q_start + tile.row + i) * p.heads + tile.head;
+    float *dq = a.dq + i * pad, *h = a.h + i * pad;
+    const float* g = a.g + i * pad;
+    const bool poisoned = rows.bad[i] && !empty(rows, i);
+    const float unless_bad = poisoned ? nan : 1.0f;
+    if (poisoned) scale_row(dq, nan, pad);
+    store_row(dq, p.dim, p.q.dtype, out.dq, to * p.dim);
+    if (out.dgate) out.dgate[to] = p.has_probe() ? dot(h, g, pad) * unless_bad : 0.0f;
+    if (out.dridge) out.dridge[to] = -dot(a.f + i * pad, g, pad) * unless_bad;
+    if (out.dprobe) {
+      scale_row(h, rows.gate[i] * unless_bad, pad);
+      store_row(h, p.dim, p.q.dtype, out.dprobe, to * p.dim);
+    }
+    if (!poisoned) continue;
+    for (int64_t j = rows.lo[i]; j < rows.hi[i]; ++j) {
+      scale_row(dk + j * pad, nan, pad);
+      scale_row(dv + j * rows.value_pad, nan, rows.value_pad);
+    }
+  }
+}
+
+static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, const BackwardOut& out, float* dk,
+                          float* dv, float* memory) {
+  Scratch scratch{memory};
+  Adjoint a;
+  load_tile(p, keys, tile, scratch, a.rows);
+  Rows& rows = a.rows;
+  const int pad = rows.dim_pad;
+  a.d_o = scratch.take(kTileRows * rows.value_pad);
+  a.kbar = scratch.take(kTileRows * pad);
+  a.g = scratch.take(kTileRows * pad);
+  a.f = scratch.take(kTileRows * pad);
+  a.h = scratch.take(kTileRows * pad);
+  a.dq = scratch.take(kTileRows * pad);
+  float* row_operand = scratch.take(kTileRows * pad);
+  a.e = scratch.take(blocks_of(rows.key_end - rows.key_begin) * kBlockFloats);
+  a.c = scratch.take(kBlockFloats);
+  a.u = scratch.take(kBlockFloats);
+  a.t = scratch.take(kBlockFloats);
+  for (int i = 0; i < rows.n; ++i) a.g_mean[i] = a.f_mean[i] = 0.0f;
+  __builtin_memset(a.g, 0, size_t(kTileRows) * pad * 4);
+  __builtin_memset(a.c, 0, size_t(kBlockFloats) * 4);
+  __builtin_memset(a.u, 0, size_t(kBlockFloats) * 4);
+  load_adjoint(p, tile, out, a);
+
+  float top[kTileRows];
+  logits(rows, row_operand, top);
+  weigh_values(p, a, top);
+  solve_adjoint(p, a, row_operand, scratch);
+  for (int i = 0; i < rows.n; ++i) {
+    a.g_mean[i] = dot(a.g + i * pad, a.kbar + i * pad, pad);
+    a.f_mean[i] = dot(a.f + i * pad, a.kbar + i * pad, pad);
+    for (int d = 0; d < pad; d += kLane) store(row_operand + i * pad + d, -load(a.f + i * pad + d));
+  }
+  accumulate_through_weights(p, a, row_operand, dk, dv);
+  for (int i = 0; i < rows.n; ++i)
+    for (int d = 0; d < pad; ++d)
+      row_operand[i * pad + d] = rows.bad[i] ? 0.0f : rows.q[i * pad + d] * p.scale;
+  accumulate_through_logits(p, a, row_operand, dk);
+  store_adjoint(p, a, out, dk, dv);
+}

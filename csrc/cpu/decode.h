@@ -1,0 +1,129 @@
+// Decoding: one query row a sequence. The cache is split over its length; each split yields a softmax state and
+// the moments of its keys, states merge exactly, the small system is solved once, and a second sweep applies
+// the weights to the values.
+
+constexpr int kDecodeBlock = 48;
+
+static int64_t decode_scratch(const Problem& p) {
+  const int64_t pad = pad_to_lane(p.dim), value_pad = pad_to_lane(p.value_dim);
+  return kDecodeBlock * (2 * pad + value_pad + 16) + p.group() * pad + int64_t(p.dim) * pad + 256;
+}
+
+// Keys j .. j + count of a split in float32, shifted.
+static void load_keys(const Problem& p, const DecodeSplit& split, const float* shift, int64_t j, int count, float* k) {
+  const Sequence& s = *split.sequence;
+  const int pad = pad_to_lane(p.dim);
+  for (int r = 0; r < count; ++r) {
+    float* row = k + r * pad;
+    load_row(p.k, p.k.offset(s.k_batch, s.k_start + j + r, split.kv_head), p.dim, pad, row);
+    for (int d = 0; d < pad; d += kLane) store(row + d, load(row + d) - load(shift + d));
+  }
+}
+
+// Scales a state so that its weights are relative to `top`.
+static void rebase(const Problem& p, DecodeState& state, float top) {
+  const float factor = state.sum > 0.0f ? __builtin_exp2f(state.max - top) : 0.0f;
+  const int pad = pad_to_lane(p.dim);
+  state.max = top;
+  state.sum *= factor;
+  scale_row(state.moment, factor, pad);
+  if (p.solved())
+    for (int d = 0; d < p.dim; ++d) scale_row(state.second + int64_t(d) * pad, factor, pad);
+}
+
+static void decode_moments(const Problem& p, const DecodeSplit& split, const float* shift, float* logits,
+                           int64_t logits_stride, DecodeState* states, float* memory) {
+  Scratch scratch{memory};
+  const Sequence& s = *split.sequence;
+  const int pad = pad_to_lane(p.dim), group = p.group();
+  float *k = scratch.take(kDecodeBlock * pad), *scaled = scratch.take(kDecodeBlock * pad);
+  float *q = scratch.take(group * pad), weights[kDecodeBlock] = {};
+  for (int h = 0; h < group; ++h) {
+    load_row(p.q, p.q.offset(s.q_batch, s.q_start, split.kv_head * group + h), p.dim, pad, q + h * pad);
+    scale_row(q + h * pad, p.scale * kLog2E, pad);
+    states[h].max = -__builtin_inff();
+    states[h].sum = 0.0f;
+    __builtin_memset(states[h].moment, 0, size_t(pad) * 4);
+    if (p.solved()) __builtin_memset(states[h].second, 0, size_t(p.dim) * pad * 4);
+  }
+  for (int64_t j = split.begin; j < split.end; j += kDecodeBlock) {
+    const int count = int(split.end - j < kDecodeBlock ? split.end - j : kDecodeBlock);
+    load_keys(p, split, shift, j, count, k);
+    if (!all_finite(k, count * pad))  // exp2 would hide it
+      for (int h = 0; h < group; ++h) states[h].sum = __builtin_nanf("");
+    for (int h = 0; h < group; ++h) {
+      float* row = logits + h * logits_stride + (j - split.begin);
+      DecodeState& state = states[h];
+      float top = state.max;
+      for (int r = 0; r < count; ++r) {
+        row[r] = dot(k + r * pad, q + h * pad, pad);
+        top = row[r] > top ? row[r] : top;
+      }
+      if (top > state.max) rebase(p, state, top);
+      for (int r = 0; r < count; ++r) weights[r] = row[r] - top;
+      for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
+      for (int r = 0; r < count; ++r) {
+        state.sum += weights[r];
+        for (int d = 0; d < pad; d += kLane) store(scaled + r * pad + d, load(k + r * pad + d) * weights[r]);
+      }
+      if (p.has_probe())
+        for (int r = 0; r < count; ++r) axpy(1.0f, scaled + r * pad, state.moment, pad);
+      if (p.solved()) add_outer_products(scaled, k, count, p.dim, pad, state.second);
+    }
+  }
+}
+
+// Merges the states of all splits into the first, and leaves the probe and kbar . probe.
+static void decode_solve(const Problem& p, const Sequence& s, int head, const float* shift, DecodeState* parts, int n_parts,
+                         float* g, float* kbar_g, float* memory) {
+  Scratch scratch{memory};
+  const int pad = pad_to_lane(p.dim);
+  float *b = scratch.take(pad), *kbar = scratch.take(pad);
+  DecodeState& total = parts[0];
+  for (int n = 1; n < n_parts; ++n) {
+    const float top = total.max > parts[n].max ? total.max : parts[n].max;
+    rebase(p, total, top);
+    rebase(p, parts[n], top);
+    total.sum += parts[n].sum;
+    axpy(1.0f, parts[n].moment, total.moment, pad);
+    if (p.solved())
+      for (int d = 0; d < p.dim; ++d) axpy(1.0f, parts[n].second + int64_t(d) * pad, total.second + int64_t(d) * pad, pad);
+  }
+  if (!p.has_probe()) return;
+  const float inv = 1.0f / total.sum;
+  for (int d = 0; d < pad; ++d) kbar[d] = total.moment[d] * inv;
+  if (p.solved()) {
+    load_row(p.q, p.q.offset(s.q_batch, s.q_start, head), p.dim, pad, b);
+    for (int d = 0; d < pad; ++d) b[d] -= shift[d] + kbar[d];
+    solve_moments(total.second, inv, kbar, p.ridge.at(s.q_batch, s.q_start, head), p.dim, pad, b, g);
+  } else {
+    load_row(p.probe, p.probe.offset(s.q_batch, s.q_start, head), p.dim, pad, g);
+  }
+  *kbar_g = dot(kbar, g, pad);
+}
+
+// o[h] = sum over the split of w_j (1 + gate (k_j - kbar) . g) v_j, not yet divided by the sum of the weights.
+static void decode_values(const Problem& p, const DecodeSplit& split, const float* shift, const float* logits,
+                          int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g, float* o,
+                          float* memory) {
+  Scratch scratch{memory};
+  const Sequence& s = *split.sequence;
+  const int pad = pad_to_lane(p.dim), value_pad = pad_to_lane(p.value_dim), group = p.group();
+  float *k = scratch.take(kDecodeBlock * pad), *v = scratch.take(kDecodeBlock * value_pad), weights[kDecodeBlock] = {};
+  __builtin_memset(o, 0, size_t(group) * value_pad * 4);
+  for (int64_t j = split.begin; j < split.end; j += kDecodeBlock) {
+    const int count = int(split.end - j < kDecodeBlock ? split.end - j : kDecodeBlock);
+    if (p.has_probe()) load_keys(p, split, shift, j, count, k);
+    for (int r = 0; r < count; ++r)
+      load_row(p.v, p.v.offset(s.k_batch, s.k_start + j + r, split.kv_head), p.value_dim, value_pad, v + r * value_pad);
+    for (int h = 0; h < group; ++h) {
+      const float* row = logits + h * logits_stride + (j - split.begin);
+      const float gate = p.gate.at(s.q_batch, s.q_start, split.kv_head * group + h);
+      for (int r = 0; r < count; ++r) weights[r] = row[r] - total[h].max;
+      for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
+      if (p.has_probe())
+        for (int r = 0; r < count; ++r) weights[r] *= 1.0f + gate * (dot(k + r * pad, g + h * pad, pad) - kbar_g[h]);
+      for (int r = 0; r < count; ++r) axpy(weights[r], v + r * value_pad, o + h * value_pad, value_pad);
+    }
+  }
+}

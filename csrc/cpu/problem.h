@@ -1,0 +1,157 @@
+// What a caller asks for, and the table of kernels that answers. Plain data only: this header is shared by
+// code compiled for different instruction sets, so it must not define anything that the linker could merge.
+#pragma once
+
+#include <cstdint>
+
+namespace flashlla {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Solver : int { automatic = 0, cg = 1, direct = 2 };
+
+// A [batch, row, head, dim] array whose last stride is 1. Strides count elements.
+struct Array {
+  const void* data = nullptr;
+  int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
+  DType dtype = DType::f32;
+
+  int64_t offset(int64_t batch, int64_t row, int64_t head) const {
+    return batch * batch_stride + row * row_stride + head * head_stride;
+  }
+};
+
+// A [batch, row, head] array of float32, or absent.
+struct PerRow {
+  const float* data = nullptr;
+  int64_t batch_stride = 0, row_stride = 0, head_stride = 0;
+
+  float at(int64_t batch, int64_t row, int64_t head) const {
+    return data[batch * batch_stride + row * row_stride + head * head_stride];
+  }
+};
+
+struct Sequence {
+  int64_t q_batch, q_start, q_len;
+  int64_t k_batch, k_start, k_len;
+};
+
+// Inputs and options of a call. probe.data and ridge.data decide the member of the family: ridge alone means
+// a solved probe, probe alone a given one, neither softmax attention.
+struct Problem {
+  Array q, k, v, probe;
+  PerRow ridge, gate;
+  int heads = 0, kv_heads = 0, dim = 0, value_dim = 0;
+  float scale = 1.0f;
+  bool causal = true;
+  int64_t window = 0;  // visible keys, the diagonal included; 0 means all
+  Solver solver = Solver::automatic;
+  float rtol = 1e-6f;
+  int max_iters = 1;
+  bool stats = false;
+  const Sequence* sequences = nullptr;
+  int64_t n_sequences = 0;
+
+  bool solved() const { return ridge.data != nullptr; }
+  bool has_probe() const { return ridge.data != nullptr || probe.data != nullptr; }
+  int group() const { return heads / kv_heads; }
+};
+
+// Results of the forward pass: dense [batch, row, head(, dim)] arrays; o has the dtype of q.
+struct ForwardOut {
+  void* o;
+  float *lse, *kbar, *g, *residual;
+  int32_t* iterations;
+  int64_t q_rows;  // rows of a batch entry
+};
+
+// Inputs and per-query results of the backward pass, dense like ForwardOut; absent ones are null.
+struct BackwardOut {
+  Array d_o;
+  const float *kbar, *g;
+  void *dq, *dprobe;
+  float *dridge, *dgate;
+  void *dk, *dv;
+  int64_t q_rows, k_rows;
+};
+
+// The keys and values that one unit of work shares, converted to float32, shifted by `shift` (keys) and padded
+// with zeros to whole panels. Non-finite rows are zeroed and counted in broken_before.
+struct Keys {
+  int64_t first = 0, count = 0;  // of the sequence
+  float* k = nullptr;             // [padded][dim_pad]
+  float* kt = nullptr;            // [padded / panel][dim][panel]
+  float* v = nullptr;             // [padded][value_pad]
+  float* vt = nullptr;            // [padded / panel][value_dim][panel]; backward only
+  float* shift = nullptr;         // [dim_pad]
+  int32_t* broken_before = nullptr;  // [count + 1]: non-finite keys or values before each key
+};
+
+// A tile of query rows of one head.
+struct Tile {
+  const Sequence* sequence;
+  int head;
+  int64_t row;  // first row, counted in the sequence
+  int rows;     // at most kTileRows
+};
+
+constexpr int kTileRows = 48;
+
+// Visible keys of query row i of a sequence: [lo, hi), bottom-right aligned.
+struct Range {
+  int64_t lo, hi;
+};
+static inline Range visible(const Problem& p, const Sequence& s, int64_t row) {
+  if (!p.causal) return {0, s.k_len};
+  int64_t hi = row + 1 + s.k_len - s.q_len;
+  hi = hi < 0 ? 0 : hi;
+  const int64_t lo = p.window > 0 && hi > p.window ? hi - p.window : 0;
+  return {lo, hi};
+}
+
+// Per query head and split of the cache: softmax state and the moments of the shifted keys.
+struct DecodeState {
+  float max, sum;   // of the logits in base 2; weights are relative to max
+  float* moment;    // [dim_pad]: sum w k
+  float* second;    // [dim][dim_pad], upper triangle: sum w k k^T; solved probes only
+};
+
+struct DecodeSplit {
+  const Sequence* sequence;
+  int kv_head;
+  int64_t begin, end;  // keys of the sequence
+};
+
+// One instruction set.
+struct Kernels {
+  const char* name;
+  int panel;  // columns of a packed panel
+  int lane;   // floats of a vector; rows are padded to a multiple
+
+  void (*pack)(const Problem&, const Sequence&, int kv_head, bool backward, const int64_t shift_at, Keys&);
+  int64_t (*forward_scratch)(const Problem&, int64_t keys);
+  void (*forward_tile)(const Problem&, const Keys&, const Tile&, const ForwardOut&, float* scratch);
+  int64_t (*backward_scratch)(const Problem&, int64_t keys);
+  void (*backward_tile)(const Problem&, const Keys&, const Tile&, const BackwardOut&, float* dk, float* dv,
+                        float* scratch);
+  // Adds `parts` accumulators [rows][pad] that lie `part_stride` apart and stores `dim` columns.
+  void (*store_sum)(const float* parts, int n_parts, int64_t part_stride, int64_t rows, int dim, int pad, DType,
+                    void* out, int64_t row_stride);
+
+  // Decoding, one query row a sequence. States are indexed by query head within the group.
+  int64_t (*decode_scratch)(const Problem&);
+  void (*decode_moments)(const Problem&, const DecodeSplit&, const float* shift, float* logits,
+                         int64_t logits_stride, DecodeState*, float* scratch);
+  void (*decode_solve)(const Problem&, const Sequence&, int head, const float* shift, DecodeState* parts,
+                       int n_parts, float* g, float* kbar_g, float* scratch);
+  void (*decode_values)(const Problem&, const DecodeSplit&, const float* shift, const float* logits,
+                        int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g,
+                        float* o, float* scratch);
+  void (*load_row)(const Array&, int64_t offset, int dim, int pad, float* out);
+  void (*store_row)(const float* row, int dim, DType, void* out, int64_t offset);
+};
+
+const Kernels* kernels_baseline();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+}  // namespace flashlla

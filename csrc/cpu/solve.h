@@ -1,0 +1,176 @@
+// (Cov_i + ridge_i I) x_i = b_i for the rows of a tile: conjugate gradients on the weights, and a direct solver for
+// rows that converge slowly. Rows are independent: each stops at its own residual, so that no result depends
+// on which rows share a tile.
+
+constexpr int kDirectBelow = 16;  // head dimensions up to this one go direct at once
+
+struct System {
+  const Rows* rows;
+  const float* kbar;  // [n][dim_pad], of the shifted keys
+  float* block;       // kBlockFloats of scratch
+};
+
+// out = (Cov + ridge I) x for all rows that are not skipped.
+static void apply(const System& system, const float* x, float* out, const bool* skip) {
+  const Rows& rows = *system.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  for (int i = 0; i < n * pad; i += kLane) store(out + i, Vec{});
+  for_blocks(rows, [&](const Block& b) {
+    multiply<Into::times>(n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, system.block, kKeyBlock, b.weights, skip);
+    multiply<Into::add>(n, pad, b.cols, {system.block, kKeyBlock, 1}, b.k, out, pad, nullptr, skip);
+  });
+  for (int i = 0; i < n; ++i) {
+    if (skip && skip[i / kMicroRows]) continue;
+    const float *kbar = system.kbar + i * pad, *xi = x + i * pad;
+    float* oi = out + i * pad;
+    const float mean = dot(kbar, xi, pad), inv = rows.inv_sum[i], ridge = rows.ridge[i];
+    for (int d = 0; d < pad; d += kLane)
+      store(oi + d, load(oi + d) * inv - load(kbar + d) * mean + load(xi + d) * ridge);
+  }
+}
+
+// Starts from x = 0; done[i] tells whether row i reached its tolerance within `limit` iterations.
+static void conjugate_gradients(const System& system, const float* b, float rtol, int limit, float* x, int32_t* iterations,
+                                bool* done, Scratch scratch) {
+  const Rows& rows = *system.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  float *r = scratch.take(n * pad), *direction = scratch.take(n * pad), *image = scratch.take(n * pad);
+  float rr[kTileRows], goal[kTileRows];
+  bool skip[kTileRows / kMicroRows + 1];
+  for (int i = 0; i < n * pad; i += kLane) {
+    store(x + i, Vec{});
+    store(r + i, load(b + i));
+    store(direction + i, load(b + i));
+  }
+  for (int i = 0; i < n; ++i) {
+    rr[i] = dot(b + i * pad, b + i * pad, pad);
+    goal[i] = rr[i] * rtol * rtol;
+    iterations[i] = 0;
+    done[i] = !(rr[i] > goal[i]);
+  }
+  for (int iteration = 0; iteration < limit; ++iteration) {
+    bool all = true;
+    for (int group = 0; group <= n / kMicroRows; ++group) {
+      skip[group] = true;
+      for (int i = group * kMicroRows; i < (group + 1) * kMicroRows && i < n; ++i) skip[group] = skip[group] && done[i];
+      all = all && skip[group];
+    }
+    if (all) return;
+    apply(system, direction, image, skip);
+    for (int i = 0; i < n; ++i) {
+      if (done[i]) continue;
+      float *xi = x + i * pad, *ri = r + i * pad, *di = direction + i * pad;
+      const float* im = image + i * pad;
+      const float curvature = dot(di, im, pad);
+      const float alpha = curvature > 0.0f ? rr[i] / curvature : 0.0f;
+      axpy(alpha, di, xi, pad);
+      axpy(-alpha, im, ri, pad);
+      const float rr_new = dot(ri, ri, pad), beta = rr_new / rr[i];
+      for (int d = 0; d < pad; d += kLane) store(di + d, load(ri + d) + load(di + d) * beta);
+      rr[i] = rr_new;
+      ++iterations[i];
+      done[i] = !(rr_new > goal[i]);
+    }
+  }
+}
+
+// ---- direct ------------------------------------------------------------------------------------------
+
+// Upper triangle (in whole vectors) of matrix += sum_j a[j] k_j k_j^T over `depth` keys; scaled holds a[j] k_j.
+static void add_outer_products(const float* scaled, const float* k, int depth, int dim, int pad, float* matrix) {
+  constexpr int step = 2 * kLane;
+  for (int col = 0; col < pad; col += step) {
+    const int cols = pad - col < step ? pad - col : step;
+    const int height = col + cols < dim ? col + cols : dim;
+    multiply<Into::add>(height, cols, depth, {scaled, 1, pad}, {k + col, kPanel, pad}, matrix + col, pad);
+  }
+}
+
+// In place: upper triangle -> factor U with U^T U = matrix. Every pivot is at least the ridge in exact arithmetic.
+static void cholesky(float* matrix, int dim, int pad, float ridge) {
+  for (int j = 0; j < dim; ++j) {
+    float* row = matrix + int64_t(j) * pad;
+    const float pivot = row[j] > ridge ? row[j] : ridge;
+    const float inv = 1.0f / __builtin_sqrtf(pivot);
+    const int from = j / kLane * kLane;
+    for (int d = from; d < pad; d += kLane) store(row + d, load(row + d) * inv);
+    row[j] = inv;  // its reciprocal is all that the substitutions need
+    for (int i = j + 1; i < dim; ++i)
+      axpy(-row[i], row + i / kLane * kLane, matrix + int64_t(i) * pad + i / kLane * kLane, pad - i / kLane * kLane);
+  }
+}
+
+// Solves U^T U x = x in place, U as cholesky leaves it.
+static void substitute(float* u, int dim, int pad, float* x) {
+  for (int j = 0; j < dim; ++j) {
+    float* row = u + int64_t(j) * pad;
+    x[j] *= row[j];
+    for (int d = j + 1; d < dim; ++d) x[d] -= x[j] * row[d];
+  }
+  for (int j = dim - 1; j >= 0; --j) {
+    const float* row = u + int64_t(j) * pad;
+    float rest = 0.0f;
+    for (int d = j + 1; d < dim; ++d) rest += row[d] * x[d];
+    x[j] = (x[j] - rest) * row[j];
+  }
+}
+
+// matrix (sum w k k^T, upper) to the covariance plus ridge, and the solution of the system for b.
+static void solve_moments(float* matrix, float inv_sum, const float* kbar, float ridge, int dim, int pad, const float* b,
+                          float* x) {
+  for (int m = 0; m < dim; ++m) {
+    float* row = matrix + int64_t(m) * pad;
+    for (int d = m / kLane * kLane; d < pad; d += kLane) store(row + d, load(row + d) * inv_sum - load(kbar + d) * kbar[m]);
+    row[m] += ridge;
+  }
+  cholesky(matrix, dim, pad, ridge);
+  for (int d = 0; d < pad; ++d) x[d] = b[d];
+  substitute(matrix, dim, pad, x);
+}
+
+static void direct(const System& system, const float* b, const bool* done, float* x, Scratch scratch) {
+  const Rows& rows = *system.rows;
+  const int dim = rows.problem->dim, pad = rows.dim_pad;
+  float* matrix = scratch.take(int64_t(dim) * pad);
+  constexpr int depth = 48;
+  float* scaled = scratch.take(depth * pad);
+  for (int i = 0; i < rows.n; ++i) {
+    if (done[i]) continue;
+    for (int64_t m = 0; m < int64_t(dim) * pad; m += kLane) store(matrix + m, Vec{});
+    for_blocks(rows, [&](const Block& block) {
+      const float *weights = block.weights + i * kKeyBlock, *k = block.k.data;
+      for (int start = 0; start < block.cols; start += depth) {
+        const int count = block.cols - start < depth ? block.cols - start : depth;
+        for (int j = 0; j < count; ++j) {
+          const float w = weights[start + j];
+          const float* from = k + int64_t(start + j) * pad;
+          for (int d = 0; d < pad; d += kLane) store(scaled + j * pad + d, load(from + d) * w);
+        }
+        add_outer_products(scaled, k + int64_t(start) * pad, count, dim, pad, matrix);
+      }
+    });
+    solve_moments(matrix, rows.inv_sum[i], system.kbar + i * pad, rows.ridge[i], dim, pad, b + i * pad, x + i * pad);
+  }
+}
+
+// ---- the choice ----------------------------------------------------------------------------------------
+
+static int iteration_limit(const Problem& p) {
+  if (p.solver == Solver::cg) return p.max_iters;
+  if (p.solver == Solver::direct || p.dim <= kDirectBelow) return 0;
+  const int worth = p.dim / 4 > 8 ? p.dim / 4 : 8;  // beyond that, forming the covariance costs less
+  return worth < p.max_iters ? worth : p.max_iters;
+}
+
+static int64_t solve_scratch(const Problem& p) {
+  const int64_t pad = pad_to_lane(p.dim);
+  const int64_t cg = 3 * (kTileRows * pad + 16), explicit_ = int64_t(p.dim) * pad + 48 * pad + 32;
+  return cg > explicit_ ? cg : explicit_;
+}
+
+static void solve(const System& system, const float* b, float* x, int32_t* iterations, Scratch scratch) {
+  const Problem& p = *system.rows->problem;
+  bool done[kTileRows];
+  conjugate_gradients(system, b, p.rtol, iteration_limit(p), x, iterations, done, scratch);
+  if (p.solver != Solver::cg) direct(system, b, done, x, scratch);
+}

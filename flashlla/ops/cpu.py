@@ -1,0 +1,150 @@
+"""The compiled CPU kernels (csrc/cpu): allocation and the hand-over of pointers, no arithmetic.
+
+float32, bfloat16 and float16 operands, float32 arithmetic, any strides with the last one 1. Results have the
+same bits whatever the number of threads, and a row's result does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashlla import _C, _env
+from flashlla.ops.types import Forward, Gradients, Layout, Options
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_SOLVERS = {"auto": 0, "cg": 1, "direct": 2}
+
+
+def describe() -> dict:
+    """What the extension is and would use: instruction sets and threads."""
+    return {
+        "instruction_set": _C.instruction_set(_instruction_set()),
+        "available": _C.available_instruction_sets(),
+        "threads": _threads(),
+    }
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    layout: Layout,
+    options: Options,
+    stats: bool,
+) -> Forward:
+    """See ``flashlla.ops.types``. One query row over a cache goes through the decoding kernel."""
+    problem = _Problem(q, k, v, probe, ridge, gate, layout, options, stats)
+    rows = q.shape[:3]
+    # Rows of an operand that no sequence covers do not exist, so every element of these is written; only g
+    # of softmax attention has no writer, and decoding leaves all but o alone.
+    decoding = layout.seqlens_k is not None and q.shape[1] == 1
+    make = torch.zeros if decoding else torch.empty
+    out = Forward(
+        o=torch.empty(*rows, v.shape[-1], dtype=q.dtype),
+        lse=make(rows),
+        kbar=make(q.shape),
+        g=make(q.shape) if problem.has_probe else torch.zeros(q.shape),
+        residual=make(rows),
+        iterations=make(rows, dtype=torch.int32),
+    )
+    if decoding:
+        _C.decode(_instruction_set(), problem.handle, out.o.data_ptr(), _threads())
+    else:
+        _C.forward(_instruction_set(), problem.handle, *(t.data_ptr() for t in out), q.shape[1], _threads())
+    return out
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    kbar: Tensor,
+    g: Tensor,
+    layout: Layout,
+    options: Options,
+) -> Gradients:
+    """See ``flashlla.ops.types``."""
+    problem = _Problem(q, k, v, probe, ridge, gate, layout, options, stats=False)
+    rows = q.shape[:3]
+    # Rows and keys that see nothing and are seen by nothing are not visited: their gradient is 0.
+    grads = Gradients(
+        dq=torch.zeros(q.shape, dtype=q.dtype),
+        dk=torch.zeros(k.shape, dtype=k.dtype),
+        dv=torch.zeros(v.shape, dtype=v.dtype),
+        dprobe=None if probe is None else torch.zeros(q.shape, dtype=q.dtype),
+        dridge=None if ridge is None else torch.zeros(rows),
+        dgate=torch.zeros(rows),
+    )
+    do, kbar, g = do.to(q.dtype), kbar.contiguous(), g.contiguous()
+    _C.backward(
+        _instruction_set(),
+        problem.handle,
+        _operand(do),
+        kbar.data_ptr(),
+        g.data_ptr(),
+        *(0 if t is None else t.data_ptr() for t in grads),
+        q.shape[1],
+        k.shape[1],
+        _threads(),
+    )
+    return grads
+
+
+class _Problem:
+    """The operands as pointers, and what keeps these alive."""
+
+    def __init__(self, q, k, v, probe, ridge, gate, layout: Layout, options: Options, stats: bool):
+        self.has_probe = ridge is not None or probe is not None
+        self.sequences = _sequence_table(q, k, layout)
+        self.tensors = (q, k, v, probe, ridge, gate)
+        self.handle = _C.Problem(
+            _operand(q),
+            _operand(k),
+            _operand(v),
+            None if probe is None else _operand(probe),
+            None if ridge is None else _operand(ridge)[:2],
+            _operand(gate)[:2],
+            [q.shape[2], k.shape[2], q.shape[3], v.shape[3]],
+            self.sequences.data_ptr(),
+            self.sequences.shape[0],
+            options.scale,
+            options.causal,
+            options.window_size,
+            _SOLVERS[options.solver],
+            options.rtol,
+            options.max_iters,
+            stats,
+        )
+
+
+def _operand(t: Tensor) -> tuple[int, tuple[int, ...], int]:
+    return t.data_ptr(), t.stride()[:3], _DTYPES[t.dtype]
+
+
+def _sequence_table(q: Tensor, k: Tensor, layout: Layout) -> Tensor:
+    """Rows (q_batch, q_start, q_len, k_batch, k_start, k_len), int64."""
+    batch, q_len, kv_len = q.shape[0], q.shape[1], k.shape[1]
+    if layout.cu_seqlens_q is not None:
+        cu_q, cu_k = layout.cu_seqlens_q.long(), layout.cu_seqlens_k.long()
+        zero = torch.zeros_like(cu_q[1:])
+        return torch.stack([zero, cu_q[:-1], cu_q.diff(), zero, cu_k[:-1], cu_k.diff()], 1).contiguous()
+    row = torch.arange(batch)
+    zero = torch.zeros_like(row)
+    lengths = torch.full_like(row, kv_len) if layout.seqlens_k is None else layout.seqlens_k.long()
+    return torch.stack([row, zero, torch.full_like(row, q_len), row, zero, lengths], 1).contiguous()
+
+
+def _instruction_set() -> str:
+    return _env.instruction_set() or ""
+
+
+def _threads() -> int:
+    return _env.num_threads() or torch.get_num_threads()
