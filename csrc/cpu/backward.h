@@ -112,8 +112,14 @@ static void accumulate_through_weights(const Problem& p, Adjoint& a, const float
   for (int i = 0; i < n; ++i) y_sums[i] = Vec{};
   for_blocks(rows, [&](const Block& b) {
     const Left transposed_c{a.c, 1, kKeyBlock}, transposed_u{a.u, 1, kKeyBlock}, transposed_t{a.t, 1, kKeyBlock};
-    if (p.has_probe()) multiply<Into::set>(n, b.cols, p.dim, {a.g, pad, 1}, b.kt, a.c, kKeyBlock);
-    if (p.solved()) multiply<Into::set>(n, b.cols, p.dim, {a.f, pad, 1}, b.kt, a.u, kKeyBlock);
+    if (p.has_probe())
+      multiply<Into::set>(n, b.cols, p.dim, {a.g, pad, 1}, b.kt, a.c, kKeyBlock);
+    else
+      __builtin_memset(a.c, 0, sizeof(float) * kBlockFloats);
+    if (p.solved())
+      multiply<Into::set>(n, b.cols, p.dim, {a.f, pad, 1}, b.kt, a.u, kKeyBlock);
+    else
+      __builtin_memset(a.u, 0, sizeof(float) * kBlockFloats);
     for (int i = 0; i < n; ++i) combine(rows, a, b, i, e_of(a, b) + i * kKeyBlock, y_sums[i]);
     multiply<Into::add>(b.cols, rows.value_pad, n, transposed_c, {a.d_o, kPanel, rows.value_pad},
                         dv + b.key * rows.value_pad, rows.value_pad);
@@ -191,8 +197,6 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   a.t = scratch.take(kBlockFloats);
   for (int i = 0; i < rows.n; ++i) a.g_mean[i] = a.f_mean[i] = 0.0f;
   __builtin_memset(a.g, 0, size_t(kTileRows) * pad * 4);
-  __builtin_memset(a.c, 0, size_t(kBlockFloats) * 4);
-  __builtin_memset(a.u, 0, size_t(kBlockFloats) * 4);
   load_adjoint(p, tile, out, a);
 
   float top[kTileRows];
