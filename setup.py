@@ -41,7 +41,7 @@ extension = Pybind11Extension(
     ],
     depends=[*KERNEL_DEPENDS, "csrc/cpu/runtime.h", "csrc/cpu/parallel.h"],
     cxx_std=17,
-    extra_compile_args=["-O3", "-fno-math-errno", "-pthread"],
+    extra_compile_args=["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"],
     extra_link_args=["-pthread"],
 )
 

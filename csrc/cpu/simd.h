@@ -19,7 +19,8 @@ typedef int32_t IVec __attribute__((vector_size(kLane * 4), aligned(4), may_alia
 
 FLASHLLA_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 FLASHLLA_INLINE void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
-FLASHLLA_INLINE Vec splat(float x) { return Vec{} + x; }
+// x - 0 is x, also for x = -0, so that compilers see a plain broadcast; 0 + x would cost an addition.
+FLASHLLA_INLINE Vec splat(float x) { return x - Vec{}; }
 FLASHLLA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 FLASHLLA_INLINE float sum(Vec x) {

@@ -2,7 +2,10 @@
 // rows that converge slowly. Rows are independent: each stops at its own residual, so that no result depends
 // on which rows share a tile.
 
-constexpr int kDirectBelow = 16;  // head dimensions up to this one go direct at once
+// The choice of Solver::automatic. Forming a covariance costs about as much as kDirectCost * dim iterations; a row
+// goes direct when its first kTrial iterations promise that it would need more.
+constexpr float kDirectCost = 0.4f;
+constexpr int kTrial = 8, kDirectBelow = 16;  // head dimensions up to this one go direct at once
 
 struct System {
   const Rows* rows;
@@ -29,24 +32,31 @@ static void apply(const System& system, const float* x, float* out, const bool* 
   }
 }
 
-// Starts from x = 0; done[i] tells whether row i reached its tolerance within `limit` iterations.
-static void conjugate_gradients(const System& system, const float* b, float rtol, int limit, float* x, int32_t* iterations,
-                                bool* done, Scratch scratch) {
+// Whether a row whose squared residual fell from `first` to `now` in kTrial iterations needs more than `limit`.
+FLASHLLA_INLINE bool hopeless(float first, float now, float goal, int limit) {
+  const float gained = __builtin_log2f(first / now), wanted = __builtin_log2f(first / goal);
+  return !(gained * float(limit) > wanted * float(kTrial));
+}
+
+// Starts from x = 0; converged[i] tells whether row i reached its tolerance. A row stops after `limit` iterations,
+// or, where `may_give_up`, when it is hopeless.
+static void conjugate_gradients(const System& system, const float* b, float rtol, int limit, bool may_give_up, float* x,
+                                int32_t* iterations, bool* converged, Scratch scratch) {
   const Rows& rows = *system.rows;
   const int n = rows.n, pad = rows.dim_pad;
   float *r = scratch.take(n * pad), *direction = scratch.take(n * pad), *image = scratch.take(n * pad);
-  float rr[kTileRows], goal[kTileRows];
-  bool skip[kTileRows / kMicroRows + 1];
+  float rr[kTileRows], goal[kTileRows], first[kTileRows];
+  bool skip[kTileRows / kMicroRows + 1], done[kTileRows];
   for (int i = 0; i < n * pad; i += kLane) {
     store(x + i, Vec{});
     store(r + i, load(b + i));
     store(direction + i, load(b + i));
   }
   for (int i = 0; i < n; ++i) {
-    rr[i] = dot(b + i * pad, b + i * pad, pad);
+    rr[i] = first[i] = dot(b + i * pad, b + i * pad, pad);
     goal[i] = rr[i] * rtol * rtol;
     iterations[i] = 0;
-    done[i] = !(rr[i] > goal[i]);
+    done[i] = converged[i] = !(rr[i] > goal[i]);
   }
   for (int iteration = 0; iteration < limit; ++iteration) {
     bool all = true;
@@ -69,7 +79,8 @@ static void conjugate_gradients(const System& system, const float* b, float rtol
       for (int d = 0; d < pad; d += kLane) store(di + d, load(ri + d) + load(di + d) * beta);
       rr[i] = rr_new;
       ++iterations[i];
-      done[i] = !(rr_new > goal[i]);
+      done[i] = converged[i] = !(rr_new > goal[i]);
+      if (may_give_up && iteration + 1 == kTrial) done[i] |= hopeless(first[i], rr_new, goal[i], limit);
     }
   }
 }
@@ -158,7 +169,7 @@ static void direct(const System& system, const float* b, const bool* done, float
 static int iteration_limit(const Problem& p) {
   if (p.solver == Solver::cg) return p.max_iters;
   if (p.solver == Solver::direct || p.dim <= kDirectBelow) return 0;
-  const int worth = p.dim / 4 > 8 ? p.dim / 4 : 8;  // beyond that, forming the covariance costs less
+  const int worth = int(kDirectCost * float(p.dim)) > kTrial ? int(kDirectCost * float(p.dim)) : kTrial;
   return worth < p.max_iters ? worth : p.max_iters;
 }
 
@@ -170,7 +181,8 @@ static int64_t solve_scratch(const Problem& p) {
 
 static void solve(const System& system, const float* b, float* x, int32_t* iterations, Scratch scratch) {
   const Problem& p = *system.rows->problem;
-  bool done[kTileRows];
-  conjugate_gradients(system, b, p.rtol, iteration_limit(p), x, iterations, done, scratch);
-  if (p.solver != Solver::cg) direct(system, b, done, x, scratch);
+  bool converged[kTileRows];
+  conjugate_gradients(system, b, p.rtol, iteration_limit(p), p.solver == Solver::automatic, x, iterations, converged,
+                      scratch);
+  if (p.solver != Solver::cg) direct(system, b, converged, x, scratch);
 }

@@ -220,7 +220,7 @@ def _solve(tile: _Tile, kbar: Tensor, b: Tensor, options: Options) -> tuple[Tens
     """Probe (or its adjoint) of every row, and the iterations that it took."""
     limit = solver.iteration_limit(options.solver, b.shape[-1], options.max_iters)
     x, iterations, converged = solver.conjugate_gradients(
-        lambda y: _matvec(tile, kbar, y), b, options.rtol, limit
+        lambda y: _matvec(tile, kbar, y), b, options.rtol, limit, may_give_up=options.solver == "auto"
     )
     if options.solver != "cg" and not converged.all():
         cov = solver.covariance(tile.p, tile.k, kbar)
