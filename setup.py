@@ -9,7 +9,7 @@ X86_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
-HEADERS = ["problem.h", "simd.h", "product.h", "pack.h", "tile.h", "solve.h", "forward.h", "backward.h", "decode.h"]
+HEADERS = ["problem.h", "simd.h", "product.h", "pack.h", "tile.h", "solve.h", "dual.h", "forward.h", "backward.h", "decode.h"]
 KERNEL_DEPENDS = [f"csrc/cpu/{name}" for name in [*HEADERS, "isa.inc"]]
 
 

@@ -6,11 +6,13 @@
 
 static int64_t backward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (6 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 256;
-  return rows_scratch(p, keys) + blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 3 * kBlockFloats + solve_scratch(p);
+  return rows_scratch(p, keys) + blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 3 * kBlockFloats + dual_scratch(p) +
+         solve_scratch(p);
 }
 
 struct Adjoint {
   Rows rows;
+  Dual dual;
   float *d_o, *kbar, *g, *f, *h, *dq;  // [n][pad]
   float* e;                            // like rows.weights
   float *c, *u, *t;                    // scratch blocks
@@ -84,9 +86,13 @@ static void solve_adjoint(const Problem& p, Adjoint& a, float* rhs, Scratch scra
     return;
   }
   for (int i = 0; i < rows.n; ++i)
-    for (int d = 0; d < pad; d += kLane) store(rhs + i * pad + d, load(a.h + i * pad + d) * rows.gate[i]);
+    for (int d = 0; d < pad; d += kLane)
+      store(rhs + i * pad + d, load(a.h + i * pad + d) * (a.dual.row[i] ? 0.0f : rows.gate[i]));
   int32_t iterations[kTileRows];
   solve({&rows, a.kbar, a.t}, rhs, a.f, iterations, scratch);
+  if (!a.dual.any) return;
+  right_hand_sides(rows, a.dual, a.kbar, true, rhs);
+  solve_dual_adjoint(rows, a.dual, rhs, a.kbar, a.e, a.e_mean, a.f, scratch);
 }
 
 // One row of a block: e becomes y; c, u, t become what dv, and dk through g and f, are products of.
@@ -120,7 +126,13 @@ static void accumulate_through_weights(const Problem& p, Adjoint& a, const float
       multiply<Into::set>(n, b.cols, p.dim, {a.f, pad, 1}, b.kt, a.u, kKeyBlock);
     else
       __builtin_memset(a.u, 0, sizeof(float) * kBlockFloats);
-    for (int i = 0; i < n; ++i) combine(rows, a, b, i, e_of(a, b) + i * kKeyBlock, y_sums[i]);
+    for (int i = 0; i < n; ++i) {
+      if (a.dual.row[i]) {
+        scatter_row(a.dual, b, i, a.dual.c, a.c + i * kKeyBlock);
+        scatter_row(a.dual, b, i, a.dual.u, a.u + i * kKeyBlock);
+      }
+      combine(rows, a, b, i, e_of(a, b) + i * kKeyBlock, y_sums[i]);
+    }
     multiply<Into::add>(b.cols, rows.value_pad, n, transposed_c, {a.d_o, kPanel, rows.value_pad},
                         dv + b.key * rows.value_pad, rows.value_pad);
     if (p.has_probe())
@@ -164,7 +176,8 @@ static void store_adjoint(const Problem& p, const Adjoint& a, const BackwardOut&
     if (poisoned) scale_row(dq, nan, pad);
     store_row(dq, p.dim, p.q.dtype, out.dq, to * p.dim);
     if (out.dgate) out.dgate[to] = p.has_probe() ? dot(h, g, pad) * unless_bad : 0.0f;
-    if (out.dridge) out.dridge[to] = -dot(a.f + i * pad, g, pad) * unless_bad;
+    const float f_dot_g = a.dual.row[i] ? a.dual.f_dot_g[i] : dot(a.f + i * pad, g, pad);
+    if (out.dridge) out.dridge[to] = -f_dot_g * unless_bad;
     if (out.dprobe) {
       scale_row(h, rows.gate[i] * unless_bad, pad);
       store_row(h, p.dim, p.q.dtype, out.dprobe, to * p.dim);
@@ -195,6 +208,7 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   a.c = scratch.take(kBlockFloats);
   a.u = scratch.take(kBlockFloats);
   a.t = scratch.take(kBlockFloats);
+  prepare_dual(rows, scratch, a.dual);
   for (int i = 0; i < rows.n; ++i) a.g_mean[i] = a.f_mean[i] = 0.0f;
   __builtin_memset(a.g, 0, size_t(kTileRows) * pad * 4);
   load_adjoint(p, tile, out, a);
@@ -204,8 +218,8 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   weigh_values(p, a, top);
   solve_adjoint(p, a, row_operand, scratch);
   for (int i = 0; i < rows.n; ++i) {
-    a.g_mean[i] = dot(a.g + i * pad, a.kbar + i * pad, pad);
-    a.f_mean[i] = dot(a.f + i * pad, a.kbar + i * pad, pad);
+    a.g_mean[i] = a.dual.row[i] ? 0.0f : dot(a.g + i * pad, a.kbar + i * pad, pad);
+    a.f_mean[i] = a.dual.row[i] ? 0.0f : dot(a.f + i * pad, a.kbar + i * pad, pad);
     for (int d = 0; d < pad; d += kLane) store(row_operand + i * pad + d, -load(a.f + i * pad + d));
   }
   accumulate_through_weights(p, a, row_operand, dk, dv);

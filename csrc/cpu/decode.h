@@ -9,13 +9,23 @@ static int64_t decode_scratch(const Problem& p) {
   return kDecodeBlock * (2 * pad + value_pad + 16) + p.group() * pad + int64_t(p.dim) * pad + 256;
 }
 
+// Asks for the row that the next block reads at this place: rows of a cache lie further apart than hardware
+// prefetchers look. Rows behind the end are only asked for, never read.
+FLASHLLA_INLINE void prefetch_row(const Array& a, int64_t offset, int dim) {
+  const int64_t width = a.dtype == DType::f32 ? 4 : 2;
+  const char* row = static_cast<const char*>(a.data) + (offset + kDecodeBlock * a.row_stride) * width;
+  for (int64_t byte = 0; byte < dim * width; byte += 64) __builtin_prefetch(row + byte);
+}
+
 // Keys j .. j + count of a split in float32, shifted.
 static void load_keys(const Problem& p, const DecodeSplit& split, const float* shift, int64_t j, int count, float* k) {
   const Sequence& s = *split.sequence;
   const int pad = pad_to_lane(p.dim);
   for (int r = 0; r < count; ++r) {
     float* row = k + r * pad;
-    load_row(p.k, p.k.offset(s.k_batch, s.k_start + j + r, split.kv_head), p.dim, pad, row);
+    const int64_t offset = p.k.offset(s.k_batch, s.k_start + j + r, split.kv_head);
+    prefetch_row(p.k, offset, p.dim);
+    load_row(p.k, offset, p.dim, pad, row);
     for (int d = 0; d < pad; d += kLane) store(row + d, load(row + d) - load(shift + d));
   }
 }
@@ -62,13 +72,12 @@ static void decode_moments(const Problem& p, const DecodeSplit& split, const flo
       if (top > state.max) rebase(p, state, top);
       for (int r = 0; r < count; ++r) weights[r] = row[r] - top;
       for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
-      for (int r = 0; r < count; ++r) {
-        state.sum += weights[r];
+      for (int r = 0; r < count; ++r) state.sum += weights[r];
+      if (p.has_probe()) multiply<Into::add>(1, pad, count, {weights, 0, 1}, {k, kPanel, pad}, state.moment, pad);
+      if (!p.solved()) continue;
+      for (int r = 0; r < count; ++r)
         for (int d = 0; d < pad; d += kLane) store(scaled + r * pad + d, load(k + r * pad + d) * weights[r]);
-      }
-      if (p.has_probe())
-        for (int r = 0; r < count; ++r) axpy(1.0f, scaled + r * pad, state.moment, pad);
-      if (p.solved()) add_outer_products(scaled, k, count, p.dim, pad, state.second);
+      add_outer_products(scaled, k, count, p.dim, pad, state.second);
     }
   }
 }
@@ -114,8 +123,11 @@ static void decode_values(const Problem& p, const DecodeSplit& split, const floa
   for (int64_t j = split.begin; j < split.end; j += kDecodeBlock) {
     const int count = int(split.end - j < kDecodeBlock ? split.end - j : kDecodeBlock);
     if (p.has_probe()) load_keys(p, split, shift, j, count, k);
-    for (int r = 0; r < count; ++r)
-      load_row(p.v, p.v.offset(s.k_batch, s.k_start + j + r, split.kv_head), p.value_dim, value_pad, v + r * value_pad);
+    for (int r = 0; r < count; ++r) {
+      const int64_t offset = p.v.offset(s.k_batch, s.k_start + j + r, split.kv_head);
+      prefetch_row(p.v, offset, p.value_dim);
+      load_row(p.v, offset, p.value_dim, value_pad, v + r * value_pad);
+    }
     for (int h = 0; h < group; ++h) {
       const float* row = logits + h * logits_stride + (j - split.begin);
       const float gate = p.gate.at(s.q_batch, s.q_start, split.kv_head * group + h);
@@ -123,7 +135,7 @@ static void decode_values(const Problem& p, const DecodeSplit& split, const floa
       for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
       if (p.has_probe())
         for (int r = 0; r < count; ++r) weights[r] *= 1.0f + gate * (dot(k + r * pad, g + h * pad, pad) - kbar_g[h]);
-      for (int r = 0; r < count; ++r) axpy(weights[r], v + r * value_pad, o + h * value_pad, value_pad);
+      multiply<Into::add>(1, value_pad, count, {weights, 0, 1}, {v, kPanel, value_pad}, o + h * value_pad, value_pad);
     }
   }
 }

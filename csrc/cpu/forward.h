@@ -2,16 +2,29 @@
 
 static int64_t forward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (5 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 128;
-  return rows_scratch(p, keys) + row_arrays + kBlockFloats + solve_scratch(p);
+  return rows_scratch(p, keys) + row_arrays + 2 * kBlockFloats + dual_scratch(p) + solve_scratch(p);
 }
 
 // out[j] = weight * (1 + gate (k_j - kbar) . g) in place of the products k_j . g
-FLASHLLA_INLINE void gated_weights(const Rows& rows, const Block& b, const float* mean, float* products) {
+FLASHLLA_INLINE void gated_weights(const Rows& rows, const Dual& dual, const Block& b, const float* mean, float* products) {
   for (int i = 0; i < rows.n; ++i) {
     const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i];
     float* row = products + i * kKeyBlock;
+    if (dual.row[i]) scatter_row(dual, b, i, dual.c, row);
     const Vec base = splat(1.0f - gate * mean[i]);
     for (int j = 0; j < b.cols; j += kLane) store(row + j, load(w + j) * (base + load(row + j) * gate));
+  }
+}
+
+// q - kbar in the frame of the shifted keys; 0 for rows with nothing to solve, and for those in key space unless
+// these are wanted.
+static void right_hand_sides(const Rows& rows, const Dual& dual, const float* kbar, bool with_dual, float* b) {
+  for (int i = 0; i < rows.n; ++i) {
+    const bool nothing = rows.bad[i] || empty(rows, i) || (dual.row[i] && !with_dual);
+    for (int d = 0; d < rows.dim_pad; ++d) {
+      const int at = i * rows.dim_pad + d;
+      b[at] = nothing ? 0.0f : rows.q[at] - rows.keys->shift[d] - kbar[at];
+    }
   }
 }
 
@@ -37,6 +50,8 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
   float *kbar = scratch.take(kTileRows * pad), *b = scratch.take(kTileRows * pad), *g = scratch.take(kTileRows * pad);
   float *image = scratch.take(kTileRows * pad), *o = scratch.take(kTileRows * rows.value_pad);
   float* block = scratch.take(kBlockFloats);
+  Dual dual;
+  prepare_dual(rows, scratch, dual);
 
   float top[kTileRows], residual[kTileRows], mean[kTileRows];
   int32_t iterations[kTileRows];
@@ -57,12 +72,10 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
 
   if (p.solved()) {
     const System system{&rows, kbar, block};
-    for (int i = 0; i < n; ++i) {
-      const bool nothing = rows.bad[i] || empty(rows, i);
-      for (int d = 0; d < pad; ++d)
-        b[i * pad + d] = nothing ? 0.0f : rows.q[i * pad + d] - keys.shift[d] - kbar[i * pad + d];
-    }
+    right_hand_sides(rows, dual, kbar, false, b);
     solve(system, b, g, iterations, scratch);
+    if (dual.any || p.stats) right_hand_sides(rows, dual, kbar, true, b);
+    if (dual.any) solve_dual(rows, dual, b, kbar, g, scratch);
     if (p.stats) relative_residual(system, b, g, image, residual);
   } else if (p.has_probe()) {
     for (int i = 0; i < n; ++i) {
@@ -73,13 +86,13 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
     }
   }
 
-  for (int i = 0; i < n && p.has_probe(); ++i) mean[i] = dot(g + i * pad, kbar + i * pad, pad);
+  for (int i = 0; i < n && p.has_probe(); ++i) mean[i] = dual.row[i] ? 0.0f : dot(g + i * pad, kbar + i * pad, pad);
   for (int i = 0; i < n * rows.value_pad; i += kLane) store(o + i, Vec{});
   for_blocks(rows, [&](const Block& at) {
     const float* weights = at.weights;
     if (p.has_probe()) {
       multiply<Into::set>(n, at.cols, p.dim, {g, pad, 1}, at.kt, block, kKeyBlock);
-      gated_weights(rows, at, mean, block);
+      gated_weights(rows, dual, at, mean, block);
       weights = block;
     }
     multiply<Into::add>(n, rows.value_pad, at.cols, {weights, kKeyBlock, 1}, at.v, o, rows.value_pad);

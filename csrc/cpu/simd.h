@@ -23,10 +23,16 @@ FLASHLLA_INLINE void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 FLASHLLA_INLINE Vec splat(float x) { return x - Vec{}; }
 FLASHLLA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
+typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
 FLASHLLA_INLINE float sum(Vec x) {
-  float total = 0.0f;
-  for (int i = 0; i < kLane; ++i) total += x[i];
-  return total;
+  Quad total;
+  __builtin_memcpy(&total, &x, sizeof total);
+  for (int i = 4; i < kLane; i += 4) {
+    Quad part;
+    __builtin_memcpy(&part, reinterpret_cast<const char*>(&x) + 4 * i, sizeof part);
+    total += part;
+  }
+  return (total[0] + total[2]) + (total[1] + total[3]);
 }
 FLASHLLA_INLINE float max(Vec x) {
   float top = x[0];

@@ -179,6 +179,7 @@ static int64_t solve_scratch(const Problem& p) {
   return cg > explicit_ ? cg : explicit_;
 }
 
+// Rows whose b is 0 get x = 0 and cost nothing.
 static void solve(const System& system, const float* b, float* x, int32_t* iterations, Scratch scratch) {
   const Problem& p = *system.rows->problem;
   bool converged[kTileRows];

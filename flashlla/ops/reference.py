@@ -50,8 +50,9 @@ def local_linear_fit(q: Tensor, k: Tensor, v: Tensor, p: Tensor, ridge: Tensor) 
     z = k[:, :, None] - q[:, :, :, None]  # [batch, heads, q_len, kv_len, head_dim]
     design = torch.cat([torch.ones_like(z[..., :1]), z], -1)
     weighted = design * p[..., None]
-    penalty = ridge[..., None] * torch.ones_like(design[..., 0, :])
-    penalty = torch.cat([(p.sum(-1, keepdim=True) == 0).to(p.dtype), penalty[..., 1:]], -1)  # b is not penalised
+    # b is not penalised; where nothing is visible, a 1 in its place makes the system regular and b zero.
+    empty = (p.sum(-1, keepdim=True) == 0).to(p.dtype)
+    penalty = torch.cat([empty, ridge[..., None].expand_as(q)], -1)
     normal = weighted.mT @ design + torch.diag_embed(penalty)
     return torch.linalg.solve(normal, weighted.mT @ v[:, :, None])[..., 0, :]
 

@@ -1,0 +1,182 @@
+// Rows that see few keys, solved in key space.
+//
+// Where a row sees no more keys than there are dimensions, its covariance has a null space, and the probe
+// (C + ridge I)^-1 (q - kbar) has a part of size |q - kbar| / ridge in it. That part meets no key, so it does
+// not count, but in float32 the products k . g have to cancel it, and lose the digits that do count. With
+// X = diag(sqrt p) (K - kbar) the same weights come from a system over the keys, whose solution has no such part:
+//   M = X X^T + ridge I,   z = M^-1 X b,   t = M^-1 (gate sqrt(p) e)
+//   c = z / sqrt p,   g = (b - X^T z) / ridge,   f = X^T t,   u = gate e - ridge t / sqrt p,   f . g = t . z
+
+// Keys up to which a row is solved so; a quarter more than dimensions, as square systems are barely regular.
+static int64_t dual_limit(const Problem& p) { return p.dim + p.dim / 4; }
+
+struct Dual {
+  bool row[kTileRows];  // solved in key space
+  bool any;
+  int64_t begin;        // first key of gram, c and u
+  int stride;           // whole panels
+  float *gram;          // [stride][stride]: products of the shifted keys
+  float *c, *u;         // [kTileRows][stride]: (k - kbar) . g and (k - kbar) . f
+  float f_dot_g[kTileRows];
+};
+
+static int64_t dual_stride(const Problem& p) {
+  return (dual_limit(p) + kTileRows + 2 * kPanel) / kPanel * kPanel + kPanel;
+}
+
+static int64_t dual_scratch(const Problem& p) {
+  const int64_t stride = dual_stride(p);
+  return p.solved() ? 2 * stride * stride + (2 * kTileRows + 8) * stride + 256 : 0;
+}
+
+static void prepare_dual(const Rows& rows, Scratch& scratch, Dual& dual) {
+  const Problem& p = *rows.problem;
+  int64_t begin = rows.keys->count, end = 0;
+  dual.any = false;
+  for (int i = 0; i < rows.n; ++i) {
+    const int64_t seen = rows.hi[i] - rows.lo[i];
+    dual.row[i] = p.solved() && p.solver != Solver::cg && seen > 0 && seen <= dual_limit(p);
+    if (!dual.row[i]) continue;
+    dual.any = true;
+    begin = rows.lo[i] < begin ? rows.lo[i] : begin;
+    end = rows.hi[i] > end ? rows.hi[i] : end;
+  }
+  if (!dual.any) return;
+  dual.begin = begin / kPanel * kPanel;
+  dual.stride = int((end - dual.begin + kPanel - 1) / kPanel * kPanel);
+  dual.gram = scratch.take(int64_t(dual.stride) * dual.stride);
+  dual.c = scratch.take(int64_t(kTileRows) * dual.stride);
+  dual.u = scratch.take(int64_t(kTileRows) * dual.stride);
+  const Keys& keys = *rows.keys;
+  multiply<Into::set>(dual.stride, dual.stride, p.dim, {keys.k + dual.begin * rows.dim_pad, rows.dim_pad, 1},
+                      {keys.kt + dual.begin * p.dim, int64_t(p.dim) * kPanel, kPanel}, dual.gram, dual.stride);
+}
+
+// out[j] = values of row i over the keys it sees, from an array laid out like rows.weights.
+static void gather_row(const Rows& rows, const float* blocks, int i, float* out) {
+  for_blocks(rows, [&](const Block& b) {
+    const float* row = blocks + (b.weights - rows.weights) + i * kKeyBlock;
+    for (int64_t j = b.key; j < b.key + b.cols; ++j)
+      if (j >= rows.lo[i] && j < rows.hi[i]) out[j - rows.lo[i]] = row[j - b.key];
+  });
+}
+
+// A row's system over its n keys. Arrays are padded with zeros to a multiple of kLane.
+struct DualRow {
+  int n, pad;
+  const float* k;      // its first key
+  float *root, *mean;  // sqrt p, and k . kbar
+  float *matrix;       // factor of M, [n][pad]
+};
+
+static DualRow factor_dual_row(const Rows& rows, const Dual& dual, int i, Scratch& scratch) {
+  DualRow s;
+  s.n = int(rows.hi[i] - rows.lo[i]);
+  s.pad = pad_to_lane(s.n);
+  s.k = rows.keys->k + rows.lo[i] * rows.dim_pad;
+  s.root = scratch.take(s.pad);
+  s.mean = scratch.take(s.pad);
+  s.matrix = scratch.take(int64_t(s.n) * s.pad);
+  const float* gram = dual.gram + (rows.lo[i] - dual.begin) * (dual.stride + 1);
+  for (int j = 0; j < s.pad; ++j) s.root[j] = s.mean[j] = 0.0f;
+  gather_row(rows, rows.weights, i, s.root);
+  scale_row(s.root, rows.inv_sum[i], s.pad);
+  float norm = 0.0f;
+  for (int j = 0; j < s.n; ++j) {
+    const float p = s.root[j], *row = gram + int64_t(j) * dual.stride;
+    for (int l = 0; l < s.n; ++l) s.mean[l] += p * row[l];
+  }
+  for (int j = 0; j < s.n; ++j) norm += s.root[j] * s.mean[j];
+  for (int j = 0; j < s.n; ++j) s.root[j] = __builtin_sqrtf(s.root[j]);
+  for (int j = 0; j < s.n; ++j) {
+    const float *row = gram + int64_t(j) * dual.stride, offset = norm - s.mean[j];
+    float* to = s.matrix + int64_t(j) * s.pad;
+    for (int l = 0; l < s.n; ++l) to[l] = s.root[j] * s.root[l] * (row[l] - s.mean[l] + offset);
+    for (int l = s.n; l < s.pad; ++l) to[l] = 0.0f;
+    to[j] += rows.ridge[i];
+  }
+  cholesky(s.matrix, s.n, s.pad, rows.ridge[i]);
+  return s;
+}
+
+// out = X^T x = sum_j sqrt(p_j) x_j (k_j - kbar)
+static void from_key_space(const Rows& rows, const DualRow& s, const float* x, const float* kbar, float* weighted, float* out) {
+  float total = 0.0f;
+  for (int j = 0; j < s.pad; ++j) {
+    weighted[j] = s.root[j] * x[j];
+    total += weighted[j];
+  }
+  for (int d = 0; d < rows.dim_pad; d += kLane) store(out + d, load(kbar + d) * -total);
+  multiply<Into::add>(1, rows.dim_pad, s.n, {weighted, 0, 1}, {s.k, kPanel, rows.dim_pad}, out, rows.dim_pad);
+}
+
+// x = M^-1 x for an x that is orthogonal to sqrt p, as X b and sqrt(p) e are: M maps sqrt p to ridge sqrt p, so the
+// solution is orthogonal as well, and what rounding leaves in that direction would grow by 1 / ridge.
+static void solve_orthogonal(DualRow& s, float* x) {
+  axpy(-dot(s.root, x, s.pad), s.root, x, s.pad);
+  substitute(s.matrix, s.n, s.pad, x);
+  axpy(-dot(s.root, x, s.pad), s.root, x, s.pad);
+}
+
+// z for the right-hand side b (in key dimensions): X b, solved.
+static void solve_probe(const Rows& rows, DualRow& s, const float* b, const float* kbar, float* z) {
+  const float mean = dot(kbar, b, rows.dim_pad);
+  for (int j = 0; j < s.n; ++j) z[j] = s.root[j] * (dot(s.k + int64_t(j) * rows.dim_pad, b, rows.dim_pad) - mean);
+  for (int j = s.n; j < s.pad; ++j) z[j] = 0.0f;
+  solve_orthogonal(s, z);
+}
+
+// Quotients by sqrt p; a key whose weight vanishes takes part in nothing.
+static void store_products(const Rows& rows, const Dual& dual, const DualRow& s, int i, const float* x, float* out) {
+  float* row = out + int64_t(i) * dual.stride;
+  for (int j = 0; j < dual.stride; ++j) row[j] = 0.0f;
+  for (int j = 0; j < s.n; ++j)
+    if (s.root[j] > 0.0f) row[rows.lo[i] - dual.begin + j] = x[j] / s.root[j];
+}
+
+// Forward: g and c of the rows in key space; b is q - shift - kbar.
+static void solve_dual(const Rows& rows, Dual& dual, const float* b, const float* kbar, float* g, Scratch scratch) {
+  const int pad = rows.dim_pad;
+  for (int i = 0; i < rows.n; ++i) {
+    if (!dual.row[i]) continue;
+    Scratch local = scratch;
+    DualRow s = factor_dual_row(rows, dual, i, local);
+    float *z = local.take(s.pad), *weighted = local.take(s.pad), *gi = g + i * pad;
+    solve_probe(rows, s, b + i * pad, kbar + i * pad, z);
+    from_key_space(rows, s, z, kbar + i * pad, weighted, gi);
+    const float inv = 1.0f / rows.ridge[i];
+    for (int d = 0; d < pad; d += kLane) store(gi + d, (load(b + i * pad + d) - load(gi + d)) * inv);
+    store_products(rows, dual, s, i, z, dual.c);
+  }
+}
+
+// Backward: f, c, u and f . g. e is laid out like the weights; its mean is not yet subtracted.
+static void solve_dual_adjoint(const Rows& rows, Dual& dual, const float* b, const float* kbar, const float* e,
+                               const float* e_mean, float* f, Scratch scratch) {
+  const int pad = rows.dim_pad;
+  for (int i = 0; i < rows.n; ++i) {
+    if (!dual.row[i]) continue;
+    Scratch local = scratch;
+    DualRow s = factor_dual_row(rows, dual, i, local);
+    float *z = local.take(s.pad), *t = local.take(s.pad), *y = local.take(s.pad), *weighted = local.take(s.pad);
+    solve_probe(rows, s, b + i * pad, kbar + i * pad, z);
+    for (int j = 0; j < s.pad; ++j) y[j] = 0.0f;
+    gather_row(rows, e, i, y);
+    for (int j = 0; j < s.pad; ++j) t[j] = y[j] = rows.gate[i] * s.root[j] * (y[j] - e_mean[i]);
+    solve_orthogonal(s, t);
+    from_key_space(rows, s, t, kbar + i * pad, weighted, f + i * pad);
+    dual.f_dot_g[i] = dot(t, z, s.pad);
+    for (int j = 0; j < s.pad; ++j) y[j] -= rows.ridge[i] * t[j];
+    store_products(rows, dual, s, i, z, dual.c);
+    store_products(rows, dual, s, i, y, dual.u);
+  }
+}
+
+// The part of a row of dual.c or dual.u that lies in a block, in place of products with g or f.
+FLASHLLA_INLINE void scatter_row(const Dual& dual, const Block& b, int i, const float* values, float* row) {
+  const float* from = values + int64_t(i) * dual.stride;
+  for (int64_t j = b.key; j < b.key + b.cols; ++j) {
+    const int64_t at = j - dual.begin;
+    row[j - b.key] = at >= 0 && at < dual.stride ? from[at] : 0.0f;
+  }
+}
