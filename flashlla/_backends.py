@@ -96,6 +96,12 @@ def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
     raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
 
 
+@torch.compiler.assume_constant_result
+def choose_name(requested: str, device_type: str, dtype: torch.dtype) -> str:
+    """The name alone, as a constant to compilers: the choice imports modules, which they cannot trace."""
+    return choose(requested, device_type, dtype).name
+
+
 def load(name: str) -> ModuleType:
     """Import the module of a backend; kernels load on first use."""
     return importlib.import_module(BACKENDS[name].module)

@@ -67,15 +67,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_instruction_sets", &available_kernels);
   m.def("instruction_set", [](const std::string& name) { return std::string(select_kernels(name).name); });
 
-  m.def(
-      "forward",
-      [](const std::string& isa, const Problem& p, uintptr_t o, uintptr_t lse, uintptr_t kbar, uintptr_t g,
-         uintptr_t residual, uintptr_t iterations, int64_t q_rows, int threads) {
-        const ForwardOut out{pointer<void>(o),        pointer<float>(lse),          pointer<float>(kbar), pointer<float>(g),
-                             pointer<float>(residual), pointer<int32_t>(iterations), q_rows};
-        const py::gil_scoped_release release;
-        forward(select_kernels(isa), p, out, threads);
-      });
+  const auto define_forward = [&m](const char* name, auto run) {
+    m.def(name, [run](const std::string& isa, const Problem& p, uintptr_t o, uintptr_t lse, uintptr_t kbar, uintptr_t g,
+                      uintptr_t residual, uintptr_t iterations, int64_t q_rows, int threads) {
+      const ForwardOut out{pointer<void>(o),        pointer<float>(lse),          pointer<float>(kbar), pointer<float>(g),
+                           pointer<float>(residual), pointer<int32_t>(iterations), q_rows};
+      const py::gil_scoped_release release;
+      run(select_kernels(isa), p, out, threads);
+    });
+  };
+  define_forward("forward", &forward);
+  define_forward("decode", &decode);
   m.def("backward",
         [](const std::string& isa, const Problem& p, const Operand& d_o, uintptr_t kbar, uintptr_t g, uintptr_t dq,
            uintptr_t dk, uintptr_t dv, uintptr_t dprobe, uintptr_t dridge, uintptr_t dgate, int64_t q_rows, int64_t k_rows,
@@ -95,8 +97,4 @@ PYBIND11_MODULE(_C, m) {
           const py::gil_scoped_release release;
           backward(select_kernels(isa), p, out, threads);
         });
-  m.def("decode", [](const std::string& isa, const Problem& p, uintptr_t o, int threads) {
-    const py::gil_scoped_release release;
-    decode(select_kernels(isa), p, pointer<void>(o), threads);
-  });
 }

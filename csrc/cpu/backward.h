@@ -6,7 +6,7 @@
 
 static int64_t backward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (6 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 256;
-  return rows_scratch(p, keys) + blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 3 * kBlockFloats + dual_scratch(p) +
+  return rows_scratch(p, keys) + 2 * blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 2 * kBlockFloats + dual_scratch(p) +
          solve_scratch(p);
 }
 
@@ -14,12 +14,14 @@ struct Adjoint {
   Rows rows;
   Dual dual;
   float *d_o, *kbar, *g, *f, *h, *dq;  // [n][pad]
-  float* e;                            // like rows.weights
-  float *c, *u, *t;                    // scratch blocks
-  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows];
+  float *e, *c;                        // like rows.weights: do . v, and k . g
+  float *u, *t;                        // scratch blocks
+  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows], gate_gradient[kTileRows];
 };
 
-FLASHLLA_INLINE float* e_of(const Adjoint& a, const Block& b) { return a.e + (b.weights - a.rows.weights); }
+FLASHLLA_INLINE float* block_of(const Adjoint& a, float* like_weights, const Block& b) {
+  return like_weights + (b.weights - a.rows.weights);
+}
 
 static void load_adjoint(const Problem& p, const Tile& tile, const BackwardOut& out, Adjoint& a) {
   const Sequence& s = *tile.sequence;
@@ -57,7 +59,7 @@ static void weigh_values(const Problem& p, Adjoint& a, const float* top) {
   for (int i = 0; i < n * pad; i += kLane) store(a.h + i, Vec{});
   for_blocks(rows, [&](const Block& b) {
     exponentiate(rows, b, top, sums);
-    float* e = e_of(a, b);
+    float* e = block_of(a, a.e, b);
     multiply<Into::set>(n, b.cols, p.value_dim, {a.d_o, rows.value_pad, 1}, b.vt, e, kKeyBlock);
     for (int i = 0; i < n; ++i) {
       for (int j = 0; j < b.cols; j += kLane) {
@@ -96,14 +98,16 @@ static void solve_adjoint(const Problem& p, Adjoint& a, float* rhs, Scratch scra
 }
 
 // One row of a block: e becomes y; c, u, t become what dv, and dk through g and f, are products of.
-FLASHLLA_INLINE void combine(const Rows& rows, Adjoint& a, const Block& b, int i, float* e_row, Vec& y_sum) {
+FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_row, float* c_row, Vec& y_sum, Vec& ec_sum) {
+  const Rows& rows = a.rows;
   const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i], inv = rows.inv_sum[i];
-  float *c_row = a.c + i * kKeyBlock, *u_row = a.u + i * kKeyBlock, *t_row = a.t + i * kKeyBlock;
+  float *u_row = a.u + i * kKeyBlock, *t_row = a.t + i * kKeyBlock;
   for (int j = 0; j < b.cols; j += kLane) {
     const Vec weight = load(w + j) * inv, e = load(e_row + j) - a.e_mean[i];
     const Vec c = load(c_row + j) - a.g_mean[i], u = load(u_row + j) - a.f_mean[i];
     const Vec gated = 1.0f + c * gate, y = e * gated - u * (1.0f + c);
     y_sum += weight * y;
+    ec_sum += weight * e * c;
     store(e_row + j, y);
     store(c_row + j, weight * gated);
     store(u_row + j, weight * (e * gate - u));
@@ -114,33 +118,32 @@ FLASHLLA_INLINE void combine(const Rows& rows, Adjoint& a, const Block& b, int i
 static void accumulate_through_weights(const Problem& p, Adjoint& a, const float* minus_f, float* dk, float* dv) {
   Rows& rows = a.rows;
   const int n = rows.n, pad = rows.dim_pad;
-  Vec y_sums[kTileRows];
-  for (int i = 0; i < n; ++i) y_sums[i] = Vec{};
+  Vec y_sums[kTileRows], ec_sums[kTileRows];
+  for (int i = 0; i < n; ++i) y_sums[i] = ec_sums[i] = Vec{};
   for_blocks(rows, [&](const Block& b) {
-    const Left transposed_c{a.c, 1, kKeyBlock}, transposed_u{a.u, 1, kKeyBlock}, transposed_t{a.t, 1, kKeyBlock};
-    if (p.has_probe())
-      multiply<Into::set>(n, b.cols, p.dim, {a.g, pad, 1}, b.kt, a.c, kKeyBlock);
-    else
-      __builtin_memset(a.c, 0, sizeof(float) * kBlockFloats);
+    float *e = block_of(a, a.e, b), *c = block_of(a, a.c, b);
     if (p.solved())
       multiply<Into::set>(n, b.cols, p.dim, {a.f, pad, 1}, b.kt, a.u, kKeyBlock);
     else
       __builtin_memset(a.u, 0, sizeof(float) * kBlockFloats);
     for (int i = 0; i < n; ++i) {
       if (a.dual.row[i]) {
-        scatter_row(a.dual, b, i, a.dual.c, a.c + i * kKeyBlock);
+        scatter_row(a.dual, b, i, a.dual.c, c + i * kKeyBlock);
         scatter_row(a.dual, b, i, a.dual.u, a.u + i * kKeyBlock);
       }
-      combine(rows, a, b, i, e_of(a, b) + i * kKeyBlock, y_sums[i]);
+      combine(a, b, i, e + i * kKeyBlock, c + i * kKeyBlock, y_sums[i], ec_sums[i]);
     }
-    multiply<Into::add>(b.cols, rows.value_pad, n, transposed_c, {a.d_o, kPanel, rows.value_pad},
+    multiply<Into::add>(b.cols, rows.value_pad, n, {c, 1, kKeyBlock}, {a.d_o, kPanel, rows.value_pad},
                         dv + b.key * rows.value_pad, rows.value_pad);
     if (p.has_probe())
-      multiply<Into::add>(b.cols, pad, n, transposed_u, {a.g, kPanel, pad}, dk + b.key * pad, pad);
+      multiply<Into::add>(b.cols, pad, n, {a.u, 1, kKeyBlock}, {a.g, kPanel, pad}, dk + b.key * pad, pad);
     if (p.solved())
-      multiply<Into::add>(b.cols, pad, n, transposed_t, {minus_f, kPanel, pad}, dk + b.key * pad, pad);
+      multiply<Into::add>(b.cols, pad, n, {a.t, 1, kKeyBlock}, {minus_f, kPanel, pad}, dk + b.key * pad, pad);
   });
-  for (int i = 0; i < n; ++i) a.y_mean[i] = sum(y_sums[i]);
+  for (int i = 0; i < n; ++i) {
+    a.y_mean[i] = sum(y_sums[i]);
+    a.gate_gradient[i] = sum(ec_sums[i]);
+  }
 }
 
 static void accumulate_through_logits(const Problem& p, Adjoint& a, const float* scaled_q, float* dk) {
@@ -148,7 +151,7 @@ static void accumulate_through_logits(const Problem& p, Adjoint& a, const float*
   const int n = rows.n, pad = rows.dim_pad;
   for (int i = 0; i < n * pad; i += kLane) store(a.dq + i, Vec{});
   for_blocks(rows, [&](const Block& b) {
-    const float* y = e_of(a, b);
+    const float* y = block_of(a, a.e, b);
     for (int i = 0; i < n; ++i)
       for (int j = 0; j < b.cols; j += kLane)
         store(a.t + i * kKeyBlock + j,
@@ -175,7 +178,7 @@ static void store_adjoint(const Problem& p, const Adjoint& a, const BackwardOut&
     const float unless_bad = poisoned ? nan : 1.0f;
     if (poisoned) scale_row(dq, nan, pad);
     store_row(dq, p.dim, p.q.dtype, out.dq, to * p.dim);
-    if (out.dgate) out.dgate[to] = p.has_probe() ? dot(h, g, pad) * unless_bad : 0.0f;
+    if (out.dgate) out.dgate[to] = a.gate_gradient[i] * unless_bad;
     const float f_dot_g = a.dual.row[i] ? a.dual.f_dot_g[i] : dot(a.f + i * pad, g, pad);
     if (out.dridge) out.dridge[to] = -f_dot_g * unless_bad;
     if (out.dprobe) {
@@ -205,20 +208,20 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   a.dq = scratch.take(kTileRows * pad);
   float* row_operand = scratch.take(kTileRows * pad);
   a.e = scratch.take(blocks_of(rows.key_end - rows.key_begin) * kBlockFloats);
-  a.c = scratch.take(kBlockFloats);
+  a.c = scratch.take(blocks_of(rows.key_end - rows.key_begin) * kBlockFloats);
   a.u = scratch.take(kBlockFloats);
   a.t = scratch.take(kBlockFloats);
   prepare_dual(rows, scratch, a.dual);
-  for (int i = 0; i < rows.n; ++i) a.g_mean[i] = a.f_mean[i] = 0.0f;
   __builtin_memset(a.g, 0, size_t(kTileRows) * pad * 4);
   load_adjoint(p, tile, out, a);
 
   float top[kTileRows];
   logits(rows, row_operand, top);
   weigh_values(p, a, top);
+  products_with(rows, a.g, a.c, a.g_mean);
   solve_adjoint(p, a, row_operand, scratch);
   for (int i = 0; i < rows.n; ++i) {
-    a.g_mean[i] = a.dual.row[i] ? 0.0f : dot(a.g + i * pad, a.kbar + i * pad, pad);
+    if (a.dual.row[i]) a.g_mean[i] = 0.0f;
     a.f_mean[i] = a.dual.row[i] ? 0.0f : dot(a.f + i * pad, a.kbar + i * pad, pad);
     for (int d = 0; d < pad; d += kLane) store(row_operand + i * pad + d, -load(a.f + i * pad + d));
   }

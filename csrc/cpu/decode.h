@@ -111,15 +111,19 @@ static void decode_solve(const Problem& p, const Sequence& s, int head, const fl
   *kbar_g = dot(kbar, g, pad);
 }
 
-// o[h] = sum over the split of w_j (1 + gate (k_j - kbar) . g) v_j, not yet divided by the sum of the weights.
+// Sums over a split, for every query head: o of w_j (1 + gate (k_j - kbar) . g) v_j, and, where there is a probe,
+// vbar of w_j v_j and drift of w_j (k_j - kbar) . g. The latter is 0 up to rounding; see correct_drift.
 static void decode_values(const Problem& p, const DecodeSplit& split, const float* shift, const float* logits,
                           int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g, float* o,
-                          float* memory) {
+                          float* vbar, float* drift, float* memory) {
   Scratch scratch{memory};
   const Sequence& s = *split.sequence;
   const int pad = pad_to_lane(p.dim), value_pad = pad_to_lane(p.value_dim), group = p.group();
-  float *k = scratch.take(kDecodeBlock * pad), *v = scratch.take(kDecodeBlock * value_pad), weights[kDecodeBlock] = {};
+  float *k = scratch.take(kDecodeBlock * pad), *v = scratch.take(kDecodeBlock * value_pad);
+  float weights[kDecodeBlock] = {}, gated[kDecodeBlock] = {};
   __builtin_memset(o, 0, size_t(group) * value_pad * 4);
+  __builtin_memset(vbar, 0, size_t(group) * value_pad * 4);
+  for (int h = 0; h < group; ++h) drift[h] = 0.0f;
   for (int64_t j = split.begin; j < split.end; j += kDecodeBlock) {
     const int count = int(split.end - j < kDecodeBlock ? split.end - j : kDecodeBlock);
     if (p.has_probe()) load_keys(p, split, shift, j, count, k);
@@ -128,14 +132,23 @@ static void decode_values(const Problem& p, const DecodeSplit& split, const floa
       prefetch_row(p.v, offset, p.value_dim);
       load_row(p.v, offset, p.value_dim, value_pad, v + r * value_pad);
     }
+    const Right values{v, kPanel, value_pad};
     for (int h = 0; h < group; ++h) {
       const float* row = logits + h * logits_stride + (j - split.begin);
       const float gate = p.gate.at(s.q_batch, s.q_start, split.kv_head * group + h);
       for (int r = 0; r < count; ++r) weights[r] = row[r] - total[h].max;
       for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
-      if (p.has_probe())
-        for (int r = 0; r < count; ++r) weights[r] *= 1.0f + gate * (dot(k + r * pad, g + h * pad, pad) - kbar_g[h]);
-      multiply<Into::add>(1, value_pad, count, {weights, 0, 1}, {v, kPanel, value_pad}, o + h * value_pad, value_pad);
+      if (!p.has_probe()) {
+        multiply<Into::add>(1, value_pad, count, {weights, 0, 1}, values, o + h * value_pad, value_pad);
+        continue;
+      }
+      for (int r = 0; r < count; ++r) {
+        const float c = dot(k + r * pad, g + h * pad, pad) - kbar_g[h];
+        gated[r] = weights[r] * (1.0f + gate * c);
+        drift[h] += weights[r] * c;
+      }
+      multiply<Into::add>(1, value_pad, count, {gated, 0, 1}, values, o + h * value_pad, value_pad);
+      multiply<Into::add>(1, value_pad, count, {weights, 0, 1}, values, vbar + h * value_pad, value_pad);
     }
   }
 }

@@ -7,9 +7,6 @@
 //   M = X X^T + ridge I,   z = M^-1 X b,   t = M^-1 (gate sqrt(p) e)
 //   c = z / sqrt p,   g = (b - X^T z) / ridge,   f = X^T t,   u = gate e - ridge t / sqrt p,   f . g = t . z
 
-// Keys up to which a row is solved so; a quarter more than dimensions, as square systems are barely regular.
-static int64_t dual_limit(const Problem& p) { return p.dim + p.dim / 4; }
-
 struct Dual {
   bool row[kTileRows];  // solved in key space
   bool any;
@@ -35,7 +32,7 @@ static void prepare_dual(const Rows& rows, Scratch& scratch, Dual& dual) {
   dual.any = false;
   for (int i = 0; i < rows.n; ++i) {
     const int64_t seen = rows.hi[i] - rows.lo[i];
-    dual.row[i] = p.solved() && p.solver != Solver::cg && seen > 0 && seen <= dual_limit(p);
+    dual.row[i] = p.solved() && seen > 0 && seen <= dual_limit(p);
     if (!dual.row[i]) continue;
     dual.any = true;
     begin = rows.lo[i] < begin ? rows.lo[i] : begin;

@@ -2,17 +2,33 @@
 
 static int64_t forward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (5 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 128;
-  return rows_scratch(p, keys) + row_arrays + 2 * kBlockFloats + dual_scratch(p) + solve_scratch(p);
+  const int64_t products = p.has_probe() ? blocks_of(keys + 2 * kPanel) * kBlockFloats : 0;
+  return rows_scratch(p, keys) + row_arrays + products + kBlockFloats + dual_scratch(p) + solve_scratch(p);
 }
 
-// out[j] = weight * (1 + gate (k_j - kbar) . g) in place of the products k_j . g
+// Products k_j . x of all rows, laid out like the weights, and their means under the weights. A mean taken from
+// the products themselves makes the centred products sum to zero, which kbar . x does only up to rounding.
+static void products_with(const Rows& rows, const float* x, float* products, float* mean) {
+  Vec sums[kTileRows];
+  for (int i = 0; i < rows.n; ++i) sums[i] = Vec{};
+  for_blocks(rows, [&](const Block& b) {
+    float* to = products + (b.weights - rows.weights);
+    multiply<Into::set>(rows.n, b.cols, rows.problem->dim, {x, rows.dim_pad, 1}, b.kt, to, kKeyBlock);
+    for (int i = 0; i < rows.n; ++i)
+      for (int j = 0; j < b.cols; j += kLane)
+        sums[i] += load(b.weights + i * kKeyBlock + j) * load(to + i * kKeyBlock + j);
+  });
+  for (int i = 0; i < rows.n; ++i) mean[i] = sum(sums[i]) * rows.inv_sum[i];
+}
+
+// products = weight * (1 + gate (k_j - kbar) . g) in place of the products k_j . g
 FLASHLLA_INLINE void gated_weights(const Rows& rows, const Dual& dual, const Block& b, const float* mean, float* products) {
   for (int i = 0; i < rows.n; ++i) {
     const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i];
     float* row = products + i * kKeyBlock;
     if (dual.row[i]) scatter_row(dual, b, i, dual.c, row);
-    const Vec base = splat(1.0f - gate * mean[i]);
-    for (int j = 0; j < b.cols; j += kLane) store(row + j, load(w + j) * (base + load(row + j) * gate));
+    const float shift = dual.row[i] ? 0.0f : mean[i];
+    for (int j = 0; j < b.cols; j += kLane) store(row + j, load(w + j) * (1.0f + (load(row + j) - shift) * gate));
   }
 }
 
@@ -50,6 +66,7 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
   float *kbar = scratch.take(kTileRows * pad), *b = scratch.take(kTileRows * pad), *g = scratch.take(kTileRows * pad);
   float *image = scratch.take(kTileRows * pad), *o = scratch.take(kTileRows * rows.value_pad);
   float* block = scratch.take(kBlockFloats);
+  float* products = p.has_probe() ? scratch.take(blocks_of(rows.key_end - rows.key_begin) * kBlockFloats) : nullptr;
   Dual dual;
   prepare_dual(rows, scratch, dual);
 
@@ -86,14 +103,13 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
     }
   }
 
-  for (int i = 0; i < n && p.has_probe(); ++i) mean[i] = dual.row[i] ? 0.0f : dot(g + i * pad, kbar + i * pad, pad);
+  if (p.has_probe()) products_with(rows, g, products, mean);
   for (int i = 0; i < n * rows.value_pad; i += kLane) store(o + i, Vec{});
   for_blocks(rows, [&](const Block& at) {
-    const float* weights = at.weights;
+    float* weights = at.weights;
     if (p.has_probe()) {
-      multiply<Into::set>(n, at.cols, p.dim, {g, pad, 1}, at.kt, block, kKeyBlock);
-      gated_weights(rows, dual, at, mean, block);
-      weights = block;
+      weights = products + (at.weights - rows.weights);
+      gated_weights(rows, dual, at, mean, weights);
     }
     multiply<Into::add>(n, rows.value_pad, at.cols, {weights, kKeyBlock, 1}, at.v, o, rows.value_pad);
   });

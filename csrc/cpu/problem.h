@@ -108,6 +108,10 @@ static inline Range visible(const Problem& p, const Sequence& s, int64_t row) {
   return {lo, hi};
 }
 
+// Keys up to which a row is solved in key space (dual.h): a quarter more than dimensions, as square systems are
+// barely regular.
+static inline int64_t dual_limit(const Problem& p) { return p.dim + p.dim / 4; }
+
 // Per query head and split of the cache: softmax state and the moments of the shifted keys.
 struct DecodeState {
   float max, sum;   // of the logits in base 2; weights are relative to max
@@ -145,7 +149,7 @@ struct Kernels {
                        int n_parts, float* g, float* kbar_g, float* scratch);
   void (*decode_values)(const Problem&, const DecodeSplit&, const float* shift, const float* logits,
                         int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g,
-                        float* o, float* scratch);
+                        float* o, float* vbar, float* drift, float* scratch);
   void (*load_row)(const Array&, int64_t offset, int dim, int pad, float* out);
   void (*store_row)(const float* row, int dim, DType, void* out, int64_t offset);
 };

@@ -262,7 +262,8 @@ struct DecodeUnit {
   int kv_head;
   Range keys;
   int64_t splits, state_floats;
-  Buffer shift, states, logits, values, g;  // logits [group][keys], values [split][group][value_pad]
+  Buffer shift, states, logits, g;  // logits [group][keys]
+  Buffer values, vbar, drift;       // [split][group](value_pad)
   std::vector<DecodeState> state;           // [split][group]
   std::vector<float> kbar_g;
 };
@@ -280,6 +281,8 @@ DecodeUnit make_decode_unit(const Kernels& kernels, const Problem& p, const Sequ
   u.states = Buffer(u.splits * group * u.state_floats);
   u.logits = Buffer(group * count);
   u.values = Buffer(u.splits * group * value_pad);
+  u.vbar = Buffer(u.splits * group * value_pad);
+  u.drift = Buffer(u.splits * group);
   u.g = Buffer(group * dim_pad);
   u.state.resize(size_t(u.splits * group));
   u.kbar_g.resize(size_t(group));
@@ -309,23 +312,54 @@ void solve_unit(const Kernels& kernels, const Problem& p, DecodeUnit& u, float* 
   }
 }
 
+// The centred products of the probe with the keys sum to zero under the weights. What rounding made of that sum,
+// the same for all keys, is taken out of the output again.
 void store_decoded(const Kernels& kernels, const Problem& p, const DecodeUnit& u, void* o) {
   const int64_t value_pad = pad_to(p.value_dim, kernels.lane), group = p.group();
-  std::vector<float> row(size_t(value_pad), 0.0f);
+  std::vector<float> row(size_t(value_pad), 0.0f), vbar(size_t(value_pad), 0.0f);
   for (int64_t h = 0; h < group; ++h) {
+    const int64_t head = u.kv_head * group + h;
+    const float sum = u.splits ? u.state[size_t(h)].sum : 1.0f;
+    float drift = 0.0f;
     std::fill(row.begin(), row.end(), 0.0f);
+    std::fill(vbar.begin(), vbar.end(), 0.0f);
     for (int64_t split = 0; split < u.splits; ++split) {
-      const float* part = u.values.get() + (split * group + h) * value_pad;
-      for (int64_t d = 0; d < value_pad; ++d) row[size_t(d)] += part[d] / u.state[size_t(h)].sum;
+      const int64_t at = split * group + h;
+      drift += u.drift.get()[at] / sum;
+      for (int64_t d = 0; d < value_pad; ++d) {
+        row[size_t(d)] += u.values.get()[at * value_pad + d] / sum;
+        vbar[size_t(d)] += u.vbar.get()[at * value_pad + d] / sum;
+      }
     }
-    const int64_t to = (u.sequence->q_batch * p.heads + u.kv_head * group + h) * p.value_dim;
-    kernels.store_row(row.data(), p.value_dim, p.q.dtype, o, to);
+    drift *= p.gate.at(u.sequence->q_batch, u.sequence->q_start, int(head));
+    for (int64_t d = 0; d < value_pad && p.has_probe(); ++d) row[size_t(d)] -= drift * vbar[size_t(d)];
+    kernels.store_row(row.data(), p.value_dim, p.q.dtype, o, (u.sequence->q_batch * p.heads + head) * p.value_dim);
   }
 }
 
 }  // namespace
 
-void decode(const Kernels& kernels, const Problem& p, void* o, int threads) {
+// A query that sees few keys is solved in key space, which is the business of the forward pass.
+std::vector<Sequence> take_short_sequences(const Problem& p, std::vector<Sequence>& sequences) {
+  std::vector<Sequence> few, many;
+  for (const Sequence& s : sequences) {
+    const Range keys = visible(p, s, 0);
+    (keys.hi - keys.lo <= dual_limit(p) ? few : many).push_back(s);
+  }
+  sequences = many;
+  return few;
+}
+
+void decode(const Kernels& kernels, const Problem& problem, const ForwardOut& out, int threads) {
+  Problem p = problem;
+  std::vector<Sequence> sequences(p.sequences, p.sequences + p.n_sequences);
+  const std::vector<Sequence> few = take_short_sequences(p, sequences);
+  p.sequences = few.data();
+  p.n_sequences = int64_t(few.size());
+  forward(kernels, p, out, threads);
+  p.sequences = sequences.data();
+  p.n_sequences = int64_t(sequences.size());
+
   std::vector<DecodeUnit> units;
   std::vector<std::pair<DecodeUnit*, int64_t>> splits;
   units.reserve(size_t(p.n_sequences * p.kv_heads));
@@ -351,9 +385,10 @@ void decode(const Kernels& kernels, const Problem& p, void* o, int threads) {
     const auto& [u, split] = splits[size_t(i)];
     kernels.decode_values(p, split_of(*u, split), u->shift.get(), logits_of(*u, split), u->keys.hi - u->keys.lo,
                           u->state.data(), u->g.get(), u->kbar_g.data(),
-                          u->values.get() + split * group * value_pad, memory);
+                          u->values.get() + split * group * value_pad, u->vbar.get() + split * group * value_pad,
+                          u->drift.get() + split * group, memory);
   });
-  for (const DecodeUnit& u : units) store_decoded(kernels, p, u, o);
+  for (const DecodeUnit& u : units) store_decoded(kernels, p, u, out.o);
 }
 
 }  // namespace flashlla

@@ -16,7 +16,7 @@ std::vector<std::string> available_kernels();
 
 void forward(const Kernels&, const Problem&, const ForwardOut&, int threads);
 void backward(const Kernels&, const Problem&, const BackwardOut&, int threads);
-// As forward, for one query row a sequence and no statistics.
-void decode(const Kernels&, const Problem&, void* o, int threads);
+// As forward, for one query row a sequence; only out.o is sure to be written.
+void decode(const Kernels&, const Problem&, const ForwardOut&, int threads);
 
 }  // namespace flashlla

@@ -51,10 +51,8 @@ def forward(
         residual=make(rows),
         iterations=make(rows, dtype=torch.int32),
     )
-    if decoding:
-        _C.decode(_instruction_set(), problem.handle, out.o.data_ptr(), _threads())
-    else:
-        _C.forward(_instruction_set(), problem.handle, *(t.data_ptr() for t in out), q.shape[1], _threads())
+    run = _C.decode if decoding else _C.forward
+    run(_instruction_set(), problem.handle, *(t.data_ptr() for t in out), q.shape[1], _threads())
     return out
 
 
