@@ -6,7 +6,7 @@ constexpr int kDecodeBlock = 48;
 
 static int64_t decode_scratch(const Problem& p) {
   const int64_t pad = pad_to_lane(p.dim), value_pad = pad_to_lane(p.value_dim);
-  return kDecodeBlock * (2 * pad + value_pad + 16) + p.group() * pad + int64_t(p.dim) * pad + 256;
+  return (kDecodeBlock + 1) * (3 * pad + value_pad) + (p.group() + 2) * pad + 256;
 }
 
 // Asks for the row that the next block reads at this place: rows of a cache lie further apart than hardware
@@ -36,9 +36,43 @@ static void rebase(const Problem& p, DecodeState& state, float top) {
   const int pad = pad_to_lane(p.dim);
   state.max = top;
   state.sum *= factor;
-  scale_row(state.moment, factor, pad);
   if (p.solved())
     for (int d = 0; d < p.dim; ++d) scale_row(state.second + int64_t(d) * pad, factor, pad);
+}
+
+// Moves the mean of a state to that of its union with keys of weight `sum` and mean `mean`. The second moments
+// grow by what the two means differ: coefficient * step step^T, left to the caller. Nothing uncentred is ever
+// summed, so nothing cancels.
+static float join_means(DecodeState& state, float sum, const float* mean, int pad, float* step) {
+  const float total = state.sum + sum, share = total > 0.0f ? sum / total : 0.0f;
+  for (int d = 0; d < pad; d += kLane) {
+    store(step + d, load(mean + d) - load(state.mean + d));
+    store(state.mean + d, load(state.mean + d) + load(step + d) * share);
+  }
+  const float coefficient = state.sum * share;
+  state.sum = total;
+  return coefficient;
+}
+
+// Adds `count` keys with their weights, relative to state.max. centred and scaled hold one row more than a block.
+static void add_block(const Problem& p, DecodeState& state, const float* k, const float* weights, int count, float* mean,
+                      float* centred, float* scaled) {
+  const int pad = pad_to_lane(p.dim);
+  float sum = 0.0f;
+  for (int r = 0; r < count; ++r) sum += weights[r];
+  if (!p.has_probe()) {
+    state.sum += sum;
+    return;
+  }
+  for (int d = 0; d < pad; d += kLane) store(mean + d, Vec{});
+  multiply<Into::add>(1, pad, count, {weights, 0, 1}, {k, kPanel, pad}, mean, pad);
+  scale_row(mean, sum > 0.0f ? 1.0f / sum : 0.0f, pad);
+  float* step = centred + count * pad;
+  const float coefficient = join_means(state, sum, mean, pad, step);
+  if (!p.solved()) return;
+  centre_keys(k, mean, weights, count, pad, centred, scaled);
+  for (int d = 0; d < pad; d += kLane) store(scaled + count * pad + d, load(step + d) * coefficient);
+  add_outer_products(scaled, centred, count + 1, p.dim, pad, state.second);
 }
 
 static void decode_moments(const Problem& p, const DecodeSplit& split, const float* shift, float* logits,
@@ -46,14 +80,15 @@ static void decode_moments(const Problem& p, const DecodeSplit& split, const flo
   Scratch scratch{memory};
   const Sequence& s = *split.sequence;
   const int pad = pad_to_lane(p.dim), group = p.group();
-  float *k = scratch.take(kDecodeBlock * pad), *scaled = scratch.take(kDecodeBlock * pad);
-  float *q = scratch.take(group * pad), weights[kDecodeBlock] = {};
+  float *k = scratch.take(kDecodeBlock * pad), *q = scratch.take(group * pad), *mean = scratch.take(pad);
+  float *centred = scratch.take((kDecodeBlock + 1) * pad), *scaled = scratch.take((kDecodeBlock + 1) * pad);
+  float weights[kDecodeBlock] = {};
   for (int h = 0; h < group; ++h) {
     load_row(p.q, p.q.offset(s.q_batch, s.q_start, split.kv_head * group + h), p.dim, pad, q + h * pad);
     scale_row(q + h * pad, p.scale * kLog2E, pad);
     states[h].max = -__builtin_inff();
     states[h].sum = 0.0f;
-    __builtin_memset(states[h].moment, 0, size_t(pad) * 4);
+    __builtin_memset(states[h].mean, 0, size_t(pad) * 4);
     if (p.solved()) __builtin_memset(states[h].second, 0, size_t(p.dim) * pad * 4);
   }
   for (int64_t j = split.begin; j < split.end; j += kDecodeBlock) {
@@ -63,21 +98,15 @@ static void decode_moments(const Problem& p, const DecodeSplit& split, const flo
       for (int h = 0; h < group; ++h) states[h].sum = __builtin_nanf("");
     for (int h = 0; h < group; ++h) {
       float* row = logits + h * logits_stride + (j - split.begin);
-      DecodeState& state = states[h];
-      float top = state.max;
+      float top = states[h].max;
       for (int r = 0; r < count; ++r) {
         row[r] = dot(k + r * pad, q + h * pad, pad);
         top = row[r] > top ? row[r] : top;
       }
-      if (top > state.max) rebase(p, state, top);
+      if (top > states[h].max) rebase(p, states[h], top);
       for (int r = 0; r < count; ++r) weights[r] = row[r] - top;
       for (int r = 0; r < kDecodeBlock; r += kLane) store(weights + r, exp2(load(weights + r)));
-      for (int r = 0; r < count; ++r) state.sum += weights[r];
-      if (p.has_probe()) multiply<Into::add>(1, pad, count, {weights, 0, 1}, {k, kPanel, pad}, state.moment, pad);
-      if (!p.solved()) continue;
-      for (int r = 0; r < count; ++r)
-        for (int d = 0; d < pad; d += kLane) store(scaled + r * pad + d, load(k + r * pad + d) * weights[r]);
-      add_outer_products(scaled, k, count, p.dim, pad, state.second);
+      add_block(p, states[h], k, weights, count, mean, centred, scaled);
     }
   }
 }
@@ -87,28 +116,28 @@ static void decode_solve(const Problem& p, const Sequence& s, int head, const fl
                          float* g, float* kbar_g, float* memory) {
   Scratch scratch{memory};
   const int pad = pad_to_lane(p.dim);
-  float *b = scratch.take(pad), *kbar = scratch.take(pad);
+  float *b = scratch.take(pad), *step = scratch.take(pad);
   DecodeState& total = parts[0];
   for (int n = 1; n < n_parts; ++n) {
     const float top = total.max > parts[n].max ? total.max : parts[n].max;
     rebase(p, total, top);
     rebase(p, parts[n], top);
-    total.sum += parts[n].sum;
-    axpy(1.0f, parts[n].moment, total.moment, pad);
-    if (p.solved())
-      for (int d = 0; d < p.dim; ++d) axpy(1.0f, parts[n].second + int64_t(d) * pad, total.second + int64_t(d) * pad, pad);
+    const float coefficient = join_means(total, parts[n].sum, parts[n].mean, pad, step);
+    for (int d = 0; d < p.dim && p.solved(); ++d) {
+      float* row = total.second + int64_t(d) * pad;
+      axpy(1.0f, parts[n].second + int64_t(d) * pad, row, pad);
+      axpy(coefficient * step[d], step, row, pad);
+    }
   }
-  if (!p.has_probe()) return;
-  const float inv = 1.0f / total.sum;
-  for (int d = 0; d < pad; ++d) kbar[d] = total.moment[d] * inv;
   if (p.solved()) {
     load_row(p.q, p.q.offset(s.q_batch, s.q_start, head), p.dim, pad, b);
-    for (int d = 0; d < pad; ++d) b[d] -= shift[d] + kbar[d];
-    solve_moments(total.second, inv, kbar, p.ridge.at(s.q_batch, s.q_start, head), p.dim, pad, b, g);
-  } else {
+    for (int d = 0; d < pad; ++d) b[d] -= shift[d] + total.mean[d];
+    const float ridge = p.ridge.at(s.q_batch, s.q_start, head);
+    solve_moments(total.second, 1.0f / total.sum, ridge, p.dim, pad, b, g);
+  } else if (p.has_probe()) {
     load_row(p.probe, p.probe.offset(s.q_batch, s.q_start, head), p.dim, pad, g);
   }
-  *kbar_g = dot(kbar, g, pad);
+  *kbar_g = p.has_probe() ? dot(total.mean, g, pad) : 0.0f;
 }
 
 // Sums over a split, for every query head: o of w_j (1 + gate (k_j - kbar) . g) v_j, and, where there is a probe,

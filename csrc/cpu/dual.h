@@ -10,20 +10,16 @@
 struct Dual {
   bool row[kTileRows];  // solved in key space
   bool any;
-  int64_t begin;        // first key of gram, c and u
-  int stride;           // whole panels
-  float *gram;          // [stride][stride]: products of the shifted keys
+  int64_t begin;        // first key of c and u
+  int stride;
   float *c, *u;         // [kTileRows][stride]: (k - kbar) . g and (k - kbar) . f
   float f_dot_g[kTileRows];
 };
 
-static int64_t dual_stride(const Problem& p) {
-  return (dual_limit(p) + kTileRows + 2 * kPanel) / kPanel * kPanel + kPanel;
-}
-
 static int64_t dual_scratch(const Problem& p) {
-  const int64_t stride = dual_stride(p);
-  return p.solved() ? 2 * stride * stride + (2 * kTileRows + 8) * stride + 256 : 0;
+  if (!p.solved()) return 0;
+  const int64_t keys = dual_limit(p) + kPanel, stride = keys + kTileRows;
+  return keys * (2 * pad_to_lane(p.dim) + keys + 8) + 2 * kTileRows * stride + 512;
 }
 
 static void prepare_dual(const Rows& rows, Scratch& scratch, Dual& dual) {
@@ -39,14 +35,10 @@ static void prepare_dual(const Rows& rows, Scratch& scratch, Dual& dual) {
     end = rows.hi[i] > end ? rows.hi[i] : end;
   }
   if (!dual.any) return;
-  dual.begin = begin / kPanel * kPanel;
-  dual.stride = int((end - dual.begin + kPanel - 1) / kPanel * kPanel);
-  dual.gram = scratch.take(int64_t(dual.stride) * dual.stride);
+  dual.begin = begin;
+  dual.stride = int(end - begin);
   dual.c = scratch.take(int64_t(kTileRows) * dual.stride);
   dual.u = scratch.take(int64_t(kTileRows) * dual.stride);
-  const Keys& keys = *rows.keys;
-  multiply<Into::set>(dual.stride, dual.stride, p.dim, {keys.k + dual.begin * rows.dim_pad, rows.dim_pad, 1},
-                      {keys.kt + dual.begin * p.dim, int64_t(p.dim) * kPanel, kPanel}, dual.gram, dual.stride);
 }
 
 // out[j] = values of row i over the keys it sees, from an array laid out like rows.weights.
@@ -58,53 +50,44 @@ static void gather_row(const Rows& rows, const float* blocks, int i, float* out)
   });
 }
 
-// A row's system over its n keys. Arrays are padded with zeros to a multiple of kLane.
+// A row's system over its n keys.
 struct DualRow {
-  int n, pad;
-  const float* k;      // its first key
-  float *root, *mean;  // sqrt p, and k . kbar
-  float *matrix;       // factor of M, [n][pad]
+  int n, pad;     // arrays over keys are padded with zeros to pad
+  float* x;       // [n][dim_pad]: X
+  float* root;    // sqrt p
+  float* matrix;  // factor of M, [n][pad]
 };
 
-static DualRow factor_dual_row(const Rows& rows, const Dual& dual, int i, Scratch& scratch) {
+static DualRow factor_dual_row(const Rows& rows, int i, const float* kbar, Scratch& scratch) {
   DualRow s;
+  const int dim = rows.problem->dim, dim_pad = rows.dim_pad;
   s.n = int(rows.hi[i] - rows.lo[i]);
   s.pad = pad_to_lane(s.n);
-  s.k = rows.keys->k + rows.lo[i] * rows.dim_pad;
+  const int panels = (s.n + kPanel - 1) / kPanel;
+  s.x = scratch.take(int64_t(s.n) * dim_pad);
   s.root = scratch.take(s.pad);
-  s.mean = scratch.take(s.pad);
   s.matrix = scratch.take(int64_t(s.n) * s.pad);
-  const float* gram = dual.gram + (rows.lo[i] - dual.begin) * (dual.stride + 1);
-  for (int j = 0; j < s.pad; ++j) s.root[j] = s.mean[j] = 0.0f;
+  float* transposed = scratch.take(int64_t(panels) * kPanel * dim);
+  for (int j = 0; j < s.pad; ++j) s.root[j] = 0.0f;
   gather_row(rows, rows.weights, i, s.root);
-  scale_row(s.root, rows.inv_sum[i], s.pad);
-  float norm = 0.0f;
+  for (int j = 0; j < s.n; ++j) s.root[j] = __builtin_sqrtf(s.root[j] * rows.inv_sum[i]);
+  __builtin_memset(transposed, 0, size_t(panels) * kPanel * dim * 4);
   for (int j = 0; j < s.n; ++j) {
-    const float p = s.root[j], *row = gram + int64_t(j) * dual.stride;
-    for (int l = 0; l < s.n; ++l) s.mean[l] += p * row[l];
+    const float* k = rows.keys->k + (rows.lo[i] + j) * dim_pad;
+    float* x = s.x + int64_t(j) * dim_pad;
+    for (int d = 0; d < dim_pad; d += kLane) store(x + d, (load(k + d) - load(kbar + d)) * s.root[j]);
+    write_panel(x, dim, j, transposed);
   }
-  for (int j = 0; j < s.n; ++j) norm += s.root[j] * s.mean[j];
-  for (int j = 0; j < s.n; ++j) s.root[j] = __builtin_sqrtf(s.root[j]);
-  for (int j = 0; j < s.n; ++j) {
-    const float *row = gram + int64_t(j) * dual.stride, offset = norm - s.mean[j];
-    float* to = s.matrix + int64_t(j) * s.pad;
-    for (int l = 0; l < s.n; ++l) to[l] = s.root[j] * s.root[l] * (row[l] - s.mean[l] + offset);
-    for (int l = s.n; l < s.pad; ++l) to[l] = 0.0f;
-    to[j] += rows.ridge[i];
-  }
+  multiply<Into::set>(s.n, s.pad, dim, {s.x, dim_pad, 1}, {transposed, int64_t(dim) * kPanel, kPanel}, s.matrix, s.pad);
+  for (int j = 0; j < s.n; ++j) s.matrix[int64_t(j) * s.pad + j] += rows.ridge[i];
   cholesky(s.matrix, s.n, s.pad, rows.ridge[i]);
   return s;
 }
 
-// out = X^T x = sum_j sqrt(p_j) x_j (k_j - kbar)
-static void from_key_space(const Rows& rows, const DualRow& s, const float* x, const float* kbar, float* weighted, float* out) {
-  float total = 0.0f;
-  for (int j = 0; j < s.pad; ++j) {
-    weighted[j] = s.root[j] * x[j];
-    total += weighted[j];
-  }
-  for (int d = 0; d < rows.dim_pad; d += kLane) store(out + d, load(kbar + d) * -total);
-  multiply<Into::add>(1, rows.dim_pad, s.n, {weighted, 0, 1}, {s.k, kPanel, rows.dim_pad}, out, rows.dim_pad);
+// out = X^T x
+static void from_key_space(const Rows& rows, const DualRow& s, const float* x, float* out) {
+  for (int d = 0; d < rows.dim_pad; d += kLane) store(out + d, Vec{});
+  multiply<Into::add>(1, rows.dim_pad, s.n, {x, 0, 1}, {s.x, kPanel, rows.dim_pad}, out, rows.dim_pad);
 }
 
 // x = M^-1 x for an x that is orthogonal to sqrt p, as X b and sqrt(p) e are: M maps sqrt p to ridge sqrt p, so the
@@ -116,9 +99,8 @@ static void solve_orthogonal(DualRow& s, float* x) {
 }
 
 // z for the right-hand side b (in key dimensions): X b, solved.
-static void solve_probe(const Rows& rows, DualRow& s, const float* b, const float* kbar, float* z) {
-  const float mean = dot(kbar, b, rows.dim_pad);
-  for (int j = 0; j < s.n; ++j) z[j] = s.root[j] * (dot(s.k + int64_t(j) * rows.dim_pad, b, rows.dim_pad) - mean);
+static void solve_probe(const Rows& rows, DualRow& s, const float* b, float* z) {
+  for (int j = 0; j < s.n; ++j) z[j] = dot(s.x + int64_t(j) * rows.dim_pad, b, rows.dim_pad);
   for (int j = s.n; j < s.pad; ++j) z[j] = 0.0f;
   solve_orthogonal(s, z);
 }
@@ -137,10 +119,10 @@ static void solve_dual(const Rows& rows, Dual& dual, const float* b, const float
   for (int i = 0; i < rows.n; ++i) {
     if (!dual.row[i]) continue;
     Scratch local = scratch;
-    DualRow s = factor_dual_row(rows, dual, i, local);
-    float *z = local.take(s.pad), *weighted = local.take(s.pad), *gi = g + i * pad;
-    solve_probe(rows, s, b + i * pad, kbar + i * pad, z);
-    from_key_space(rows, s, z, kbar + i * pad, weighted, gi);
+    DualRow s = factor_dual_row(rows, i, kbar + i * pad, local);
+    float *z = local.take(s.pad), *gi = g + i * pad;
+    solve_probe(rows, s, b + i * pad, z);
+    from_key_space(rows, s, z, gi);
     const float inv = 1.0f / rows.ridge[i];
     for (int d = 0; d < pad; d += kLane) store(gi + d, (load(b + i * pad + d) - load(gi + d)) * inv);
     store_products(rows, dual, s, i, z, dual.c);
@@ -154,14 +136,14 @@ static void solve_dual_adjoint(const Rows& rows, Dual& dual, const float* b, con
   for (int i = 0; i < rows.n; ++i) {
     if (!dual.row[i]) continue;
     Scratch local = scratch;
-    DualRow s = factor_dual_row(rows, dual, i, local);
-    float *z = local.take(s.pad), *t = local.take(s.pad), *y = local.take(s.pad), *weighted = local.take(s.pad);
-    solve_probe(rows, s, b + i * pad, kbar + i * pad, z);
+    DualRow s = factor_dual_row(rows, i, kbar + i * pad, local);
+    float *z = local.take(s.pad), *t = local.take(s.pad), *y = local.take(s.pad);
+    solve_probe(rows, s, b + i * pad, z);
     for (int j = 0; j < s.pad; ++j) y[j] = 0.0f;
     gather_row(rows, e, i, y);
     for (int j = 0; j < s.pad; ++j) t[j] = y[j] = rows.gate[i] * s.root[j] * (y[j] - e_mean[i]);
     solve_orthogonal(s, t);
-    from_key_space(rows, s, t, kbar + i * pad, weighted, f + i * pad);
+    from_key_space(rows, s, t, f + i * pad);
     dual.f_dot_g[i] = dot(t, z, s.pad);
     for (int j = 0; j < s.pad; ++j) y[j] -= rows.ridge[i] * t[j];
     store_products(rows, dual, s, i, z, dual.c);

@@ -7,14 +7,27 @@ FLASHLLA_INLINE void write_panel(const float* row, int dim, int64_t j, float* pa
   for (int i = 0; i < dim; ++i) to[int64_t(i) * kPanel] = row[i];
 }
 
+// A key amid those from `begin` to `end`: the mean of the last kShiftKeys of them, entries that are not finite
+// counted as 0. Moments of keys shifted by it lose few digits to cancellation.
+constexpr int64_t kShiftKeys = 256;
+
+static void mean_key(const Problem& p, const Sequence& s, int kv_head, int64_t begin, int64_t end, float* shift) {
+  const int dim_pad = pad_to_lane(p.dim);
+  float row[256 + 64];
+  begin = end - begin > kShiftKeys ? end - kShiftKeys : begin;
+  for (int i = 0; i < dim_pad; i += kLane) store(shift + i, Vec{});
+  for (int64_t j = begin; j < end; ++j) {
+    load_row(p.k, p.k.offset(s.k_batch, s.k_start + j, kv_head), p.dim, dim_pad, row);
+    if (all_finite(row, dim_pad)) axpy(1.0f / float(end - begin), row, shift, dim_pad);
+  }
+}
+
 // Fills `keys` (allocated by the caller) with rows keys.first .. keys.first + keys.count of a sequence, up to a
-// whole number of panels. The shift is the key `shift_at`, entries that are not finite replaced by 0.
-static void pack(const Problem& p, const Sequence& s, int kv_head, bool backward, const int64_t shift_at, Keys& keys) {
+// whole number of panels, shifted by the mean of the keys `common`, which every row of the unit sees.
+static void pack(const Problem& p, const Sequence& s, int kv_head, bool backward, Range common, Keys& keys) {
   const int dim_pad = pad_to_lane(p.dim), value_pad = pad_to_lane(p.value_dim);
   const int64_t padded = (keys.count + kPanel - 1) / kPanel * kPanel;
-  load_row(p.k, p.k.offset(s.k_batch, s.k_start + shift_at, kv_head), p.dim, dim_pad, keys.shift);
-  for (int i = 0; i < p.dim; ++i)
-    if (!(keys.shift[i] - keys.shift[i] == 0.0f)) keys.shift[i] = 0.0f;
+  mean_key(p, s, kv_head, common.lo, common.hi, keys.shift);
   keys.broken_before[0] = 0;
   for (int64_t j = 0; j < padded; ++j) {
     float *k = keys.k + j * dim_pad, *v = keys.v + j * value_pad;

@@ -114,9 +114,9 @@ static inline int64_t dual_limit(const Problem& p) { return p.dim + p.dim / 4; }
 
 // Per query head and split of the cache: softmax state and the moments of the shifted keys.
 struct DecodeState {
-  float max, sum;   // of the logits in base 2; weights are relative to max
-  float* moment;    // [dim_pad]: sum w k
-  float* second;    // [dim][dim_pad], upper triangle: sum w k k^T; solved probes only
+  float max, sum;  // of the logits in base 2; weights are relative to max
+  float* mean;     // [dim_pad]: of the keys under the weights
+  float* second;   // [dim][dim_pad], upper triangle: sum w (k - mean) (k - mean)^T; solved probes only
 };
 
 struct DecodeSplit {
@@ -131,7 +131,7 @@ struct Kernels {
   int panel;  // columns of a packed panel
   int lane;   // floats of a vector; rows are padded to a multiple
 
-  void (*pack)(const Problem&, const Sequence&, int kv_head, bool backward, const int64_t shift_at, Keys&);
+  void (*pack)(const Problem&, const Sequence&, int kv_head, bool backward, Range common, Keys&);
   int64_t (*forward_scratch)(const Problem&, int64_t keys);
   void (*forward_tile)(const Problem&, const Keys&, const Tile&, const ForwardOut&, float* scratch);
   int64_t (*backward_scratch)(const Problem&, int64_t keys);
@@ -150,7 +150,7 @@ struct Kernels {
   void (*decode_values)(const Problem&, const DecodeSplit&, const float* shift, const float* logits,
                         int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g,
                         float* o, float* vbar, float* drift, float* scratch);
-  void (*load_row)(const Array&, int64_t offset, int dim, int pad, float* out);
+  void (*mean_key)(const Problem&, const Sequence&, int kv_head, int64_t begin, int64_t end, float* shift);
   void (*store_row)(const float* row, int dim, DType, void* out, int64_t offset);
 };
 

@@ -9,6 +9,7 @@ namespace flashlla {
 namespace {
 
 constexpr double kWorthAThread = 2e6;  // multiply-adds: below that a thread costs more than it brings
+constexpr int64_t kFirstUnitRows = 16;
 constexpr int64_t kChunkRows = 256;    // query rows whose dk and dv are summed into one accumulator, at least
 constexpr int64_t kMaxChunks = 8;
 constexpr int64_t kSplitKeys = 4096;   // keys of a split in decoding; fixed, so results do not depend on the batch
@@ -16,14 +17,12 @@ constexpr int64_t kSplitKeys = 4096;   // keys of a split in decoding; fixed, so
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t pad_to(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
-// The query rows [begin, end) of one sequence and key head that share packed keys. Without a window that is the
-// whole sequence. With one it is as many rows as the window is wide, so that all of them see the key
-// that the keys are shifted by.
+// The query rows [begin, end) of one sequence and key head that share packed keys, see unit_rows.
 struct Unit {
   const Sequence* sequence;
   int kv_head;
   int64_t begin, end;
-  int64_t shift_at;
+  Range common;  // keys that all rows see
   int64_t chunks = 1, chunk_rows = 0;  // backward: accumulators, and rows of each
   Keys keys;
   Buffer memory, accumulators;
@@ -35,7 +34,7 @@ struct Unit {
     const Range low = visible(p, s, begin), high = visible(p, s, end - 1);
     keys.first = low.lo;
     keys.count = high.hi - low.lo;
-    shift_at = high.lo;
+    common = {high.lo, low.hi};
   }
 };
 
@@ -48,14 +47,26 @@ struct Task {
 
 using Units = std::vector<std::unique_ptr<Unit>>;
 
+// Rows of the unit that begins at row `begin`. Keys are shifted by a mean of keys that every row of the unit sees:
+// a row must not depend, not even in rounding, on a key that it does not see. So the units of a causal
+// sequence double in size, and with a window they are half as long as it is wide.
+int64_t unit_rows(const Problem& p, const Sequence& s, int64_t begin) {
+  if (!p.causal) return s.q_len;
+  const Range seen = visible(p, s, begin);
+  if (seen.hi == seen.lo) return s.q_len - s.k_len - begin;
+  const int64_t rows = std::max<int64_t>(kFirstUnitRows, seen.hi - seen.lo);
+  return p.window > 0 && p.window < s.k_len ? std::min(rows, std::max<int64_t>(1, p.window / 2)) : rows;
+}
+
 Units make_units(const Problem& p) {
   Units units;
   for (int64_t n = 0; n < p.n_sequences; ++n) {
     const Sequence& s = p.sequences[n];
-    const int64_t rows = p.causal && p.window > 0 ? std::min(p.window, s.q_len) : s.q_len;
     for (int head = 0; head < p.kv_heads; ++head)
-      for (int64_t begin = 0; begin < s.q_len; begin += rows)
-        units.push_back(std::make_unique<Unit>(p, s, head, begin, std::min(begin + rows, s.q_len)));
+      for (int64_t begin = 0, end; begin < s.q_len; begin = end) {
+        end = s.k_len == 0 ? s.q_len : std::min(begin + unit_rows(p, s, begin), s.q_len);
+        units.push_back(std::make_unique<Unit>(p, s, head, begin, end));
+      }
   }
   return units;
 }
@@ -84,7 +95,7 @@ void prepare(const Kernels& kernels, const Problem& p, Unit& unit, bool backward
   keys.vt = backward ? parts[3] : nullptr;
   keys.shift = parts[4];
   keys.broken_before = reinterpret_cast<int32_t*>(parts[5]);
-  kernels.pack(p, *unit.sequence, unit.kv_head, backward, unit.shift_at, keys);
+  kernels.pack(p, *unit.sequence, unit.kv_head, backward, unit.common, keys);
   if (backward) {
     const int64_t floats = unit.chunks * padded * (dim_pad + value_pad);
     unit.accumulators = Buffer(floats);
@@ -163,7 +174,7 @@ Accumulators accumulators_of(const Kernels& kernels, const Problem& p, const Uni
   return {unit.accumulators.get(), unit.accumulators.get() + unit.chunks * dk, dk, dv};
 }
 
-// The units of one sequence and key head, by rising rows. Neighbours share keys when there is a window.
+// The units of one sequence and key head, by rising rows. Neighbours share keys.
 struct Group {
   std::vector<Unit*> units;
   std::atomic<int64_t> unfinished{0};
@@ -290,8 +301,7 @@ DecodeUnit make_decode_unit(const Kernels& kernels, const Problem& p, const Sequ
     float* at = u.states.get() + i * u.state_floats;
     u.state[size_t(i)] = {0.0f, 0.0f, at, at + dim_pad};
   }
-  if (count > 0)
-    kernels.load_row(p.k, p.k.offset(s.k_batch, s.k_start + u.keys.lo, kv_head), p.dim, int(dim_pad), u.shift.get());
+  kernels.mean_key(p, s, kv_head, u.keys.lo, u.keys.hi, u.shift.get());
   return u;
 }
 

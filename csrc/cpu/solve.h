@@ -13,22 +13,34 @@ struct System {
   float* block;       // kBlockFloats of scratch
 };
 
-// out = (Cov + ridge I) x for all rows that are not skipped.
+// out = (Cov + ridge I) x for all rows that are not skipped, as sum_j t_j (k_j - kbar) + ridge x with
+// t_j = p_j (k_j - kbar) . x: centred before it is weighted and again after, so that little cancels when the weights
+// sit on few keys far from the shift.
 static void apply(const System& system, const float* x, float* out, const bool* skip) {
   const Rows& rows = *system.rows;
   const int n = rows.n, pad = rows.dim_pad;
+  float mean[kTileRows];
+  Vec sums[kTileRows];
+  for (int i = 0; i < n; ++i) {
+    mean[i] = dot(system.kbar + i * pad, x + i * pad, pad);
+    sums[i] = Vec{};
+  }
   for (int i = 0; i < n * pad; i += kLane) store(out + i, Vec{});
   for_blocks(rows, [&](const Block& b) {
-    multiply<Into::times>(n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, system.block, kKeyBlock, b.weights, skip);
-    multiply<Into::add>(n, pad, b.cols, {system.block, kKeyBlock, 1}, b.k, out, pad, nullptr, skip);
+    multiply<Into::times>(n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, system.block, kKeyBlock, b.weights, mean, skip);
+    multiply<Into::add>(n, pad, b.cols, {system.block, kKeyBlock, 1}, b.k, out, pad, nullptr, nullptr, skip);
+    for (int i = 0; i < n; ++i) {
+      if (skip && skip[i / kMicroRows]) continue;
+      for (int j = 0; j < b.cols; j += kLane) sums[i] += load(system.block + i * kKeyBlock + j);
+    }
   });
   for (int i = 0; i < n; ++i) {
     if (skip && skip[i / kMicroRows]) continue;
     const float *kbar = system.kbar + i * pad, *xi = x + i * pad;
     float* oi = out + i * pad;
-    const float mean = dot(kbar, xi, pad), inv = rows.inv_sum[i], ridge = rows.ridge[i];
+    const float left = sum(sums[i]), inv = rows.inv_sum[i], ridge = rows.ridge[i];
     for (int d = 0; d < pad; d += kLane)
-      store(oi + d, load(oi + d) * inv - load(kbar + d) * mean + load(xi + d) * ridge);
+      store(oi + d, (load(oi + d) - load(kbar + d) * left) * inv + load(xi + d) * ridge);
   }
 }
 
@@ -87,7 +99,7 @@ static void conjugate_gradients(const System& system, const float* b, float rtol
 
 // ---- direct ------------------------------------------------------------------------------------------
 
-// Upper triangle (in whole vectors) of matrix += sum_j a[j] k_j k_j^T over `depth` keys; scaled holds a[j] k_j.
+// Upper triangle (in whole vectors) of matrix += sum_j a_j k_j k_j^T over `depth` keys; scaled holds a_j k_j.
 static void add_outer_products(const float* scaled, const float* k, int depth, int dim, int pad, float* matrix) {
   constexpr int step = 2 * kLane;
   for (int col = 0; col < pad; col += step) {
@@ -126,12 +138,11 @@ static void substitute(float* u, int dim, int pad, float* x) {
   }
 }
 
-// matrix (sum w k k^T, upper) to the covariance plus ridge, and the solution of the system for b.
-static void solve_moments(float* matrix, float inv_sum, const float* kbar, float ridge, int dim, int pad, const float* b,
-                          float* x) {
+// matrix (centred second moments, upper, weights not normalised) to covariance plus ridge, and the solution for b.
+static void solve_moments(float* matrix, float inv_sum, float ridge, int dim, int pad, const float* b, float* x) {
   for (int m = 0; m < dim; ++m) {
     float* row = matrix + int64_t(m) * pad;
-    for (int d = m / kLane * kLane; d < pad; d += kLane) store(row + d, load(row + d) * inv_sum - load(kbar + d) * kbar[m]);
+    scale_row(row + m / kLane * kLane, inv_sum, pad - m / kLane * kLane);
     row[m] += ridge;
   }
   cholesky(matrix, dim, pad, ridge);
@@ -139,28 +150,35 @@ static void solve_moments(float* matrix, float inv_sum, const float* kbar, float
   substitute(matrix, dim, pad, x);
 }
 
+// Rows of `to`: keys less `centre`; of `scaled`: the same times their weights.
+FLASHLLA_INLINE void centre_keys(const float* k, const float* centre, const float* weights, int count, int pad, float* to,
+                                 float* scaled) {
+  for (int j = 0; j < count; ++j)
+    for (int d = 0; d < pad; d += kLane) {
+      const Vec x = load(k + j * pad + d) - load(centre + d);
+      store(to + j * pad + d, x);
+      store(scaled + j * pad + d, x * weights[j]);
+    }
+}
+
 static void direct(const System& system, const float* b, const bool* done, float* x, Scratch scratch) {
   const Rows& rows = *system.rows;
   const int dim = rows.problem->dim, pad = rows.dim_pad;
   float* matrix = scratch.take(int64_t(dim) * pad);
   constexpr int depth = 48;
-  float* scaled = scratch.take(depth * pad);
+  float *centred = scratch.take(depth * pad), *scaled = scratch.take(depth * pad);
   for (int i = 0; i < rows.n; ++i) {
     if (done[i]) continue;
     for (int64_t m = 0; m < int64_t(dim) * pad; m += kLane) store(matrix + m, Vec{});
     for_blocks(rows, [&](const Block& block) {
-      const float *weights = block.weights + i * kKeyBlock, *k = block.k.data;
       for (int start = 0; start < block.cols; start += depth) {
         const int count = block.cols - start < depth ? block.cols - start : depth;
-        for (int j = 0; j < count; ++j) {
-          const float w = weights[start + j];
-          const float* from = k + int64_t(start + j) * pad;
-          for (int d = 0; d < pad; d += kLane) store(scaled + j * pad + d, load(from + d) * w);
-        }
-        add_outer_products(scaled, k + int64_t(start) * pad, count, dim, pad, matrix);
+        centre_keys(block.k.data + int64_t(start) * pad, system.kbar + i * pad, block.weights + i * kKeyBlock + start, count,
+                    pad, centred, scaled);
+        add_outer_products(scaled, centred, count, dim, pad, matrix);
       }
     });
-    solve_moments(matrix, rows.inv_sum[i], system.kbar + i * pad, rows.ridge[i], dim, pad, b + i * pad, x + i * pad);
+    solve_moments(matrix, rows.inv_sum[i], rows.ridge[i], dim, pad, b + i * pad, x + i * pad);
   }
 }
 
@@ -175,7 +193,7 @@ static int iteration_limit(const Problem& p) {
 
 static int64_t solve_scratch(const Problem& p) {
   const int64_t pad = pad_to_lane(p.dim);
-  const int64_t cg = 3 * (kTileRows * pad + 16), explicit_ = int64_t(p.dim) * pad + 48 * pad + 32;
+  const int64_t cg = 3 * (kTileRows * pad + 16), explicit_ = int64_t(p.dim) * pad + 2 * 48 * pad + 64;
   return cg > explicit_ ? cg : explicit_;
 }
 
