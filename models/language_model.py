@@ -1,0 +1,105 @@
+"""A decoder-only language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbone import NORM_EPS, Block
+from .config import LanguageModelConfig
+from .mixers import build_mixer
+
+EMBEDDING_STD = 0.02
+
+
+class LanguageModel(nn.Module):
+    """Embedding, ``depth`` pre-norm blocks, norm, logits.
+
+    The weights that write into the residual stream start ``(2 depth) ** -0.5`` smaller, so that its variance
+    does not grow with depth.
+
+    Raises:
+        TypeError, ValueError: a configuration whose mixer_options its mixer does not take.
+    """
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        factory = {"device": device, "dtype": dtype}
+        self.embedding = nn.Embedding(config.vocab_size, config.dim, **factory)
+        self.blocks = nn.ModuleList()
+        for _ in range(config.depth):
+            mixer = build_mixer(
+                config.mixer, config.dim, config.heads, config.kv_heads, **config.mixer_options, **factory
+            )
+            self.blocks.append(Block(mixer, config.dim, config.hidden, **factory))
+        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS, **factory)
+        # A tied head is no parameter of its own: the state dict holds every tensor once.
+        head = (
+            None
+            if config.tie_embeddings
+            else nn.Parameter(torch.empty(config.vocab_size, config.dim, **factory))
+        )
+        self.register_parameter("head", head)
+        for table in (self.embedding.weight, self.head):
+            if table is not None:
+                nn.init.normal_(table, std=EMBEDDING_STD)
+        for block in self.blocks:
+            block.scale_output((2 * config.depth) ** -0.5)
+
+    def forward(
+        self, tokens: Tensor, states: Sequence[Any] | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits of the token behind every position.
+
+        Args:
+            tokens: ``[batch, seq]``, int64.
+            states: decode states from :meth:`make_states`; tokens then continue what the states have seen,
+                and the states are updated in place. Without gradient only.
+            last_only: the logits of the last position only, for a prefill.
+
+        Returns:
+            ``[batch, seq, vocab_size]``, with last_only ``[batch, 1, vocab_size]``.
+
+        Raises:
+            TypeError: tokens of another dtype.
+            ValueError: another shape, states of another model, or full states.
+        """
+        self._check_inputs(tokens, states)
+        x = self.embedding(tokens)
+        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+            x = block(x, state)
+        x = self.norm(x[:, -1:] if last_only else x)
+        return F.linear(x, self.embedding.weight if self.head is None else self.head)
+
+    def make_states(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> list[Any]:
+        """Empty decode states of every block, for sequences of up to ``capacity`` tokens."""
+        weight = self.embedding.weight
+        dtype = weight.dtype if dtype is None else dtype
+        return [block.mixer.make_state(batch, capacity, weight.device, dtype) for block in self.blocks]
+
+    def num_parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _check_inputs(self, tokens: Tensor, states: Sequence[Any] | None) -> None:
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens must be a torch.Tensor, got {type(tokens).__name__}")
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"tokens has dtype {tokens.dtype}; use int64")
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected [batch, seq]")
+        if states is not None and len(states) != len(self.blocks):
+            raise ValueError(
+                f"states has {len(states)} entries for {len(self.blocks)} blocks; make_states() makes them"
+            )

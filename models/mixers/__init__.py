@@ -1,0 +1,44 @@
+"""Token mixers by name.
+
+A mixer is a module that moves information along the sequence. The models use nothing but::
+
+    mixer(x, state=None)                              [batch, seq, dim] -> [batch, seq, dim]
+    mixer.make_state(batch, capacity, device, dtype)  what it must remember to go on decoding
+    mixer.scale_output(factor)                        rescale the weights that write its output
+
+With a state, x continues the sequence that the state has seen, the state is updated in place, and no
+gradient flows; ``capacity`` is the length that the whole sequence may reach, which a mixer with a state
+of fixed size ignores. To add a mixer, write its class and name it in ``MIXERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from flashlla.nn import LocalLinearAttention, ParallaxAttention, SoftmaxAttention
+
+from .attention import AttentionMixer
+
+MIXERS: dict[str, Callable[..., nn.Module]] = {
+    "lla": partial(AttentionMixer, LocalLinearAttention),
+    "parallax": partial(AttentionMixer, ParallaxAttention),
+    "softmax": partial(AttentionMixer, SoftmaxAttention),
+}
+
+
+def build_mixer(name: str, dim: int, heads: int, kv_heads: int | None = None, **options) -> nn.Module:
+    """The mixer called ``name``; options are its own keyword arguments.
+
+    Raises:
+        ValueError: the name is unknown, or options of a wrong value.
+        TypeError: options that the mixer does not have.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"mixer={name!r} is unknown; choose one of {', '.join(sorted(MIXERS))}")
+    return MIXERS[name](dim, heads, kv_heads, **options)
+
+
+__all__ = ["MIXERS", "AttentionMixer", "build_mixer"]
