@@ -50,32 +50,46 @@ static void load_adjoint(const Problem& p, const Tile& tile, const BackwardOut& 
   }
 }
 
-// weights, e and h = sum_j p_j (e_j - mean e) k_j
+// Weights, and e with its means.
 static void weigh_values(const Problem& p, Adjoint& a, const float* top) {
   Rows& rows = a.rows;
-  const int n = rows.n, pad = rows.dim_pad;
+  const int n = rows.n;
   Vec sums[kTileRows], e_sums[kTileRows];
   for (int i = 0; i < n; ++i) sums[i] = e_sums[i] = Vec{};
-  for (int i = 0; i < n * pad; i += kLane) store(a.h + i, Vec{});
   for_blocks(rows, [&](const Block& b) {
     exponentiate(rows, b, top, sums);
     float* e = block_of(a, a.e, b);
     multiply<Into::set>(n, b.cols, p.value_dim, {a.d_o, rows.value_pad, 1}, b.vt, e, kKeyBlock);
-    for (int i = 0; i < n; ++i) {
-      for (int j = 0; j < b.cols; j += kLane) {
-        const Vec weighted = load(b.weights + i * kKeyBlock + j) * load(e + i * kKeyBlock + j);
-        e_sums[i] += weighted;
-        store(a.t + i * kKeyBlock + j, weighted);
-      }
-    }
-    if (p.has_probe()) multiply<Into::add>(n, pad, b.cols, {a.t, kKeyBlock, 1}, b.k, a.h, pad);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < b.cols; j += kLane)
+        e_sums[i] += load(b.weights + i * kKeyBlock + j) * load(e + i * kKeyBlock + j);
   });
   finish_softmax(rows, top, sums);
+  for (int i = 0; i < n; ++i) a.e_mean[i] = sum(e_sums[i]) * rows.inv_sum[i];
+}
+
+// h = sum_j p_j (e_j - mean e) (k_j - kbar), the gradient of the probe
+static void probe_gradient(const Problem& p, Adjoint& a) {
+  Rows& rows = a.rows;
+  const int n = rows.n, pad = rows.dim_pad;
+  Vec sums[kTileRows];
+  for (int i = 0; i < n; ++i) sums[i] = Vec{};
+  for (int i = 0; i < n * pad; i += kLane) store(a.h + i, Vec{});
+  if (!p.has_probe()) return;
+  for_blocks(rows, [&](const Block& b) {
+    const float* e = block_of(a, a.e, b);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < b.cols; j += kLane) {
+        const Vec t = load(b.weights + i * kKeyBlock + j) * (load(e + i * kKeyBlock + j) - a.e_mean[i]);
+        sums[i] += t;
+        store(a.t + i * kKeyBlock + j, t);
+      }
+    multiply<Into::add>(n, pad, b.cols, {a.t, kKeyBlock, 1}, b.k, a.h, pad);
+  });
   for (int i = 0; i < n; ++i) {
-    a.e_mean[i] = sum(e_sums[i]) * rows.inv_sum[i];
-    float* h = a.h + i * pad;
-    for (int d = 0; d < pad; d += kLane)
-      store(h + d, load(h + d) * rows.inv_sum[i] - load(a.kbar + i * pad + d) * a.e_mean[i]);
+    const float left = sum(sums[i]);
+    for (int d = i * pad; d < (i + 1) * pad; d += kLane)
+      store(a.h + d, (load(a.h + d) - load(a.kbar + d) * left) * rows.inv_sum[i]);
   }
 }
 
@@ -218,7 +232,8 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   float top[kTileRows];
   logits(rows, row_operand, top);
   weigh_values(p, a, top);
-  products_with(rows, a.g, a.c, a.g_mean);
+  probe_gradient(p, a);
+  centred_products(rows, a.g, a.kbar, a.c, a.g_mean);
   solve_adjoint(p, a, row_operand, scratch);
   for (int i = 0; i < rows.n; ++i) {
     if (a.dual.row[i]) a.g_mean[i] = 0.0f;

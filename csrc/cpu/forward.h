@@ -6,22 +6,30 @@ static int64_t forward_scratch(const Problem& p, int64_t keys) {
   return rows_scratch(p, keys) + row_arrays + products + kBlockFloats + dual_scratch(p) + solve_scratch(p);
 }
 
-// Products k_j . x of all rows, laid out like the weights, and their means under the weights. A mean taken from
-// the products themselves makes the centred products sum to zero, which kbar . x does only up to rounding.
-static void products_with(const Rows& rows, const float* x, float* products, float* mean) {
+// Products (k_j - kbar) . x of all rows, laid out like the weights, and their means under the weights. These are 0 up
+// to rounding; subtracting them makes the weights of a row sum to 1 for any x.
+static void centred_products(const Rows& rows, const float* x, const float* kbar, float* products, float* mean) {
+  const int pad = rows.dim_pad;
+  float offset[kTileRows];
   Vec sums[kTileRows];
-  for (int i = 0; i < rows.n; ++i) sums[i] = Vec{};
+  for (int i = 0; i < rows.n; ++i) {
+    offset[i] = dot(x + i * pad, kbar + i * pad, pad);
+    sums[i] = Vec{};
+  }
   for_blocks(rows, [&](const Block& b) {
     float* to = products + (b.weights - rows.weights);
-    multiply<Into::set>(rows.n, b.cols, rows.problem->dim, {x, rows.dim_pad, 1}, b.kt, to, kKeyBlock);
+    multiply<Into::set>(rows.n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, to, kKeyBlock);
     for (int i = 0; i < rows.n; ++i)
-      for (int j = 0; j < b.cols; j += kLane)
-        sums[i] += load(b.weights + i * kKeyBlock + j) * load(to + i * kKeyBlock + j);
+      for (int j = 0; j < b.cols; j += kLane) {
+        const Vec c = load(to + i * kKeyBlock + j) - offset[i];
+        store(to + i * kKeyBlock + j, c);
+        sums[i] += load(b.weights + i * kKeyBlock + j) * c;
+      }
   });
   for (int i = 0; i < rows.n; ++i) mean[i] = sum(sums[i]) * rows.inv_sum[i];
 }
 
-// products = weight * (1 + gate (k_j - kbar) . g) in place of the products k_j . g
+// products = weight * (1 + gate c) in place of the centred products c
 FLASHLLA_INLINE void gated_weights(const Rows& rows, const Dual& dual, const Block& b, const float* mean, float* products) {
   for (int i = 0; i < rows.n; ++i) {
     const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i];
@@ -103,7 +111,7 @@ static void forward_tile(const Problem& p, const Keys& keys, const Tile& tile, c
     }
   }
 
-  if (p.has_probe()) products_with(rows, g, products, mean);
+  if (p.has_probe()) centred_products(rows, g, kbar, products, mean);
   for (int i = 0; i < n * rows.value_pad; i += kLane) store(o + i, Vec{});
   for_blocks(rows, [&](const Block& at) {
     float* weights = at.weights;
