@@ -1,6 +1,7 @@
-"""The compiled extension; everything else is in pyproject.toml. No torch is imported, at build or link time."""
+"""The compiled extension; everything else is in pyproject.toml. Torch is not needed to build it."""
 
 import platform
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
@@ -9,8 +10,7 @@ X86_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
-HEADERS = ["problem.h", "simd.h", "product.h", "pack.h", "tile.h", "solve.h", "dual.h", "forward.h", "backward.h", "decode.h"]
-KERNEL_DEPENDS = [f"csrc/cpu/{name}" for name in [*HEADERS, "isa.inc"]]
+CSRC = Path("csrc/cpu")
 
 
 class BuildExtension(build_ext):
@@ -39,7 +39,7 @@ extension = Pybind11Extension(
         "csrc/cpu/dispatch.cpp",
         *(f"csrc/cpu/isa_{name}.cpp" for name in sets),
     ],
-    depends=[*KERNEL_DEPENDS, "csrc/cpu/runtime.h", "csrc/cpu/parallel.h"],
+    depends=[str(path) for pattern in ("*.h", "*.inc") for path in sorted(CSRC.glob(pattern))],
     cxx_std=17,
     extra_compile_args=["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"],
     extra_link_args=["-pthread"],
@@ -52,6 +52,6 @@ setup(
     packages=[
         "flashlla",
         *(f"flashlla.{name}" for name in find_packages("flashlla")),
-        *(f"flashlla.{root}{name}" for root in ("models", "experiments") for name in ["", *("." + n for n in find_packages(root))]),
+        *(f"flashlla.{name}" for name in find_packages(".", include=["models*", "experiments*"])),
     ],
 )

@@ -71,7 +71,9 @@ class _AttentionBackward(torch.autograd.Function):
         raise NotImplementedError(_NO_DOUBLE_BACKWARD)
 
     @staticmethod
-    def vmap(info, in_dims, do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, options, backend):
+    def vmap(
+        info, in_dims, do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, options, backend
+    ):
         fold = _Fold(info.batch_size, in_dims, (cu_q, cu_k, seqlens_k))
         operands = fold.inputs((do, q, k, v, probe, ridge, gate, kbar, g), in_dims)
         out = _AttentionBackward.apply(*operands, None, None, fold.seqlens_k(seqlens_k), options, backend)
@@ -83,7 +85,9 @@ class _Fold:
 
     def __init__(self, size: int, in_dims: tuple, layout: tuple[Tensor | None, ...]):
         if layout[0] is not None:
-            raise NotImplementedError("vmap over packed sequences: concatenate them into one cu_seqlens instead")
+            raise NotImplementedError(
+                "vmap over packed sequences: concatenate them into one cu_seqlens instead"
+            )
         self.size = size
 
     def inputs(self, tensors: tuple, in_dims: tuple) -> list[Tensor | None]:
@@ -98,9 +102,7 @@ class _Fold:
         return None if seqlens_k is None else seqlens_k.repeat(self.size)
 
     def outputs(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple]:
-        unfolded = tuple(
-            t.unflatten(0, (self.size, -1)) if t.dim() > 1 else t for t in tensors
-        )
+        unfolded = tuple(t.unflatten(0, (self.size, -1)) if t.dim() > 1 else t for t in tensors)
         return unfolded, tuple(0 if t.dim() > 1 else None for t in unfolded)
 
 

@@ -41,7 +41,11 @@ def _extension_missing() -> str | None:
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("flashlla.ops.cpu", ("cpu",), HALF_OR_SINGLE, _extension_missing, "compiled C++ kernels"),
     "blockwise": Backend(
-        "flashlla.ops.blockwise", None, FLOATING, _nothing_missing, "tiled PyTorch, any device, memory linear in length"
+        "flashlla.ops.blockwise",
+        None,
+        FLOATING,
+        _nothing_missing,
+        "tiled PyTorch, any device, memory linear in length",
     ),
 }
 NAMES = ("auto", *BACKENDS, "reference")

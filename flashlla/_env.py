@@ -21,5 +21,7 @@ def num_threads() -> int | None:
     if not value:
         return None
     if not value.isdigit() or int(value) < 1:
-        raise ValueError(f"FLASHLLA_NUM_THREADS={value!r} must be a positive integer; unset it to follow torch")
+        raise ValueError(
+            f"FLASHLLA_NUM_THREADS={value!r} must be a positive integer; unset it to follow torch"
+        )
     return int(value)

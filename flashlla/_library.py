@@ -32,7 +32,8 @@ def _forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, *options_backen
     *options, backend, stats = options_backend_stats
     layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
     _validation.check_values(q, k, ridge, layout)
-    return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
+    with torch.autocast(q.device.type, enabled=False):  # precision is the backend's business
+        return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
 
 
 def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, *options_backend):
@@ -40,7 +41,8 @@ def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, *
     layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
     if do.shape[-1] > 1 and do.stride(-1) != 1:
         do = do.contiguous()
-    grads = _backends.load(backend).backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options)
+    with torch.autocast(q.device.type, enabled=False):
+        grads = _backends.load(backend).backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options)
     return tuple(t if t is not None else q.new_empty(0) for t in grads)
 
 
@@ -108,6 +110,4 @@ def backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """Call ``flashlla::backward``; gradients that do not exist come back empty."""
-    return torch.ops.flashlla.backward(
-        do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend
-    )
+    return torch.ops.flashlla.backward(do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend)

@@ -40,15 +40,21 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None, packed
         if t.device != q.device:
             raise ValueError(f"{name} is on {t.device} and q is on {q.device}; move them to one device")
         if t.shape[-1] > 1 and t.stride(-1) != 1:
-            raise ValueError(f"{name} has stride {t.stride(-1)} in its last dimension; call {name}.contiguous() first")
+            raise ValueError(
+                f"{name} has stride {t.stride(-1)} in its last dimension; call {name}.contiguous() first"
+            )
         if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
-            raise ValueError(f"{name} has head dimension {t.shape[-1]}; the limits are 1 and {MAX_HEAD_DIM}")
+            raise ValueError(f"{name} has {t.shape[-1]} entries a row; the limits are 1 and {MAX_HEAD_DIM}")
     if not packed and not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k, v have batch sizes {q.shape[0]}, {k.shape[0]}, {v.shape[0]}; they must be equal")
+        raise ValueError(
+            f"q, k, v have batch sizes {q.shape[0]}, {k.shape[0]}, {v.shape[0]}; they must be equal"
+        )
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q has head dimension {q.shape[-1]} and k has {k.shape[-1]}; they must be equal")
     if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"k has shape {_shape(k)} and v {_shape(v)}; all but the last dimension must be equal")
+        raise ValueError(
+            f"k has shape {_shape(k)} and v {_shape(v)}; all but the last dimension must be equal"
+        )
     if probe is not None and probe.shape != q.shape:
         raise ValueError(f"r has shape {_shape(probe)} and q has {_shape(q)}; they must be equal")
     heads, kv_heads = q.shape[-2], k.shape[-2]
@@ -76,7 +82,9 @@ def check_options(
     if not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol} must lie between 0 and 1; None follows the dtype")
     if not isinstance(max_iters, int) or max_iters < 1:
-        raise ValueError(f"max_iters={max_iters!r} must be an int of at least 1; None follows the head dimension")
+        raise ValueError(
+            f"max_iters={max_iters!r} must be an int of at least 1; None follows the head dimension"
+        )
 
 
 def check_per_row(name: str, value: float | Tensor, q: Tensor, positive: bool) -> None:
@@ -86,13 +94,17 @@ def check_per_row(name: str, value: float | Tensor, q: Tensor, positive: bool) -
         if not value.is_floating_point():
             raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point")
         if value.device != q.device and value.dim() > 0:
-            raise ValueError(f"{name} is on {value.device} and q is on {q.device}; move it to the device of q")
+            raise ValueError(
+                f"{name} is on {value.device} and q is on {q.device}; move it to the device of q"
+            )
         shape = _shape(value)
         fits = len(shape) <= len(rows) and all(
             a in (1, b) for a, b in zip(reversed(shape), reversed(rows), strict=False)
         )
         if not fits:
-            raise ValueError(f"{name} has shape {shape}, which does not broadcast to {rows}; pass a float or such a tensor")
+            raise ValueError(
+                f"{name} has shape {shape}, which does not broadcast to {rows}; pass a float or such a tensor"
+            )
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
     elif not math.isfinite(value):
@@ -123,14 +135,18 @@ def check_cache(k: Tensor | None, v: Tensor | None, q: Tensor, k_cache: Tensor, 
             raise ValueError(f"{name} is on {new.device} and {name}_cache is on {cache.device}; move it")
         expected = (cache.shape[0], q.shape[1], *cache.shape[2:])
         if _shape(new) != expected:
-            raise ValueError(f"{name} has shape {_shape(new)}; one row a query and the sizes of the cache make {expected}")
+            raise ValueError(
+                f"{name} has shape {_shape(new)}; one row a query and the sizes of the cache make {expected}"
+            )
 
 
 def check_cache_lengths(lengths: Tensor, batch: int, device: torch.device) -> None:
     """Type, rank and device of the used lengths of a cache."""
     _check_index_tensor("cache_seqlens", lengths, device)
     if lengths.shape[0] != batch:
-        raise ValueError(f"cache_seqlens has {lengths.shape[0]} entries for a batch of {batch}; give one a row")
+        raise ValueError(
+            f"cache_seqlens has {lengths.shape[0]} entries for a batch of {batch}; give one a row"
+        )
 
 
 def _check_index_tensor(name: str, t: Tensor, device: torch.device) -> None:
@@ -160,15 +176,21 @@ def check_cache_fits(lengths: Tensor, new_rows: int, capacity: int) -> None:
 
 def check_values(q: Tensor, k: Tensor, ridge: Tensor | None, layout: Layout) -> None:
     """What only the numbers in a tensor can tell; GPU tensors are trusted."""
-    if ridge is not None and ridge.device.type == "cpu" and ridge.numel():
-        lowest = float(ridge.min())
-        if not lowest > 0 or not math.isfinite(float(ridge.max())):
-            raise ValueError(f"ridge has the value {lowest if not lowest > 0 else float(ridge.max())}; "
-                             "every entry must be finite and greater than 0")
+    check_ridge_values(ridge)
     _check_cumulative("cu_seqlens", layout.cu_seqlens_q, q.shape[1], "q")
     _check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, k.shape[1], "k")
     if layout.seqlens_k is not None and layout.seqlens_k.device.type == "cpu":
         check_cache_fits(layout.seqlens_k, 0, k.shape[1])
+
+
+def check_ridge_values(ridge: object) -> None:
+    """Every entry of a ridge tensor is finite and greater than 0."""
+    if not isinstance(ridge, Tensor) or ridge.device.type != "cpu" or not ridge.numel():
+        return
+    lowest, highest = float(ridge.detach().min()), float(ridge.detach().max())
+    if not (lowest > 0 and highest < math.inf):
+        wrong = highest if lowest > 0 else lowest
+        raise ValueError(f"ridge has the entry {wrong}; every entry must be finite and greater than 0")
 
 
 def _check_cumulative(name: str, cu_seqlens: Tensor | None, total: int, operand: str) -> None:
@@ -185,4 +207,6 @@ def _check_cumulative(name: str, cu_seqlens: Tensor | None, total: int, operand:
             "cumulative lengths never fall"
         )
     if last != total:
-        raise ValueError(f"{name} ends at {last} and {operand} holds {total} rows; the last entry must be that number")
+        raise ValueError(
+            f"{name} ends at {last} and {operand} holds {total} rows; the last entry must be that number"
+        )

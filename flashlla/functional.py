@@ -13,7 +13,7 @@ key/value cache (``*_with_kvcache``). With softmax weights ``p_ij`` over the key
 Conventions shared by all functions:
 
 - layout ``[batch, seq, heads, head_dim]``, any strides with the last one 1; float32, bfloat16, float16
-  or float64, one dtype for all operands; head dimensions 1 to 256, value dimension free;
+  or float64, one dtype for all operands; head and value dimensions 1 to 256, not necessarily equal;
 - grouped queries: heads of q are any multiple of heads of k and v; query head ``h`` reads key head
   ``h // (heads // kv_heads)``;
 - ``scale=None`` means ``head_dim ** -0.5``;
@@ -42,6 +42,8 @@ from flashlla.ops.types import Forward, Layout, Options, accumulation_dtype
 # Relative residual of the probe at which the iterations stop: with these the error budgets of
 # flashlla.testing.numerics hold (docs/numerics.md has the table of what a looser one costs and saves).
 DEFAULT_RTOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-4}
+
+_NO_RIDGE = object()  # what the members that solve nothing pass on; None is a caller's mistake
 
 
 class AttentionWithStats(NamedTuple):
@@ -267,7 +269,7 @@ def parallax_attention(
         ``[batch, q_len, heads, value_dim]`` in the dtype of q.
     """
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
-    return _dense(q, k, v, r, None, gate, options, stats=False).o
+    return _dense(q, k, v, r, _NO_RIDGE, gate, options, stats=False).o
 
 
 def parallax_attention_with_stats(
@@ -285,7 +287,7 @@ def parallax_attention_with_stats(
 ) -> AttentionWithStats:
     """:func:`parallax_attention` with lse; residual and iterations are 0. Raises as it does."""
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
-    return _with_stats(_dense(q, k, v, r, None, gate, options, stats=True))
+    return _with_stats(_dense(q, k, v, r, _NO_RIDGE, gate, options, stats=True))
 
 
 def parallax_attention_varlen(
@@ -305,7 +307,7 @@ def parallax_attention_varlen(
 ) -> Tensor:
     """:func:`parallax_attention` over packed sequences; layout as for :func:`lla_attention_varlen`."""
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
-    return _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, None, gate, options, stats=False).o[0]
+    return _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, _NO_RIDGE, gate, options, stats=False).o[0]
 
 
 def parallax_attention_with_kvcache(
@@ -325,7 +327,7 @@ def parallax_attention_with_kvcache(
 ) -> Tensor:
     """:func:`parallax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
     options = (scale, causal, window_size, "auto", None, None, None, backend)
-    return _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, None, gate, options)
+    return _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, _NO_RIDGE, gate, options)
 
 
 def softmax_attention(
@@ -344,7 +346,7 @@ def softmax_attention(
     Arguments, result and errors as for :func:`lla_attention`.
     """
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
-    return _dense(q, k, v, None, None, 1.0, options, stats=False).o
+    return _dense(q, k, v, None, _NO_RIDGE, 1.0, options, stats=False).o
 
 
 def softmax_attention_varlen(
@@ -362,7 +364,7 @@ def softmax_attention_varlen(
 ) -> Tensor:
     """:func:`softmax_attention` over packed sequences; layout as for :func:`lla_attention_varlen`."""
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
-    return _varlen(q, k, v, None, cu_seqlens, cu_seqlens_k, None, 1.0, options, stats=False).o[0]
+    return _varlen(q, k, v, None, cu_seqlens, cu_seqlens_k, _NO_RIDGE, 1.0, options, stats=False).o[0]
 
 
 def softmax_attention_with_kvcache(
@@ -380,7 +382,7 @@ def softmax_attention_with_kvcache(
 ) -> Tensor:
     """:func:`softmax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
     options = (scale, causal, window_size, "auto", None, None, None, backend)
-    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, None, 1.0, options)
+    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, _NO_RIDGE, 1.0, options)
 
 
 # ---- from public arguments to the operator ----------------------------------------------------------
@@ -398,8 +400,9 @@ def _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, ridge, gate, options, stats) -
     _validation.check_cu_seqlens("cu_seqlens", cu_seqlens, q.device)
     if cu_seqlens_k is None:
         if q.shape[0] != k.shape[0]:
-            raise ValueError(f"q holds {q.shape[0]} rows and k {k.shape[0]}; pass cu_seqlens_k when they differ")
-        cu_seqlens_k = cu_seqlens
+            raise ValueError(
+                f"q holds {q.shape[0]} rows and k {k.shape[0]}; pass cu_seqlens_k when they differ"
+            )
     else:
         _validation.check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q.device)
         if cu_seqlens_k.shape != cu_seqlens.shape:
@@ -424,13 +427,14 @@ def _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, ridge, gate, options) 
     ):
         raise NotImplementedError("attention over a cache has no gradient; call it under torch.no_grad()")
     batch, capacity = k_cache.shape[:2]
-    if isinstance(cache_seqlens, int):
+    if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
         cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int64, device=q.device)
     _validation.check_cache_lengths(cache_seqlens, batch, q.device)
     new_rows = 0 if k is None else k.shape[1]
     resolved = _resolve(q, *options)  # every complaint comes before the cache is written
     if not torch.compiler.is_compiling():
         _validation.check_cache_fits(cache_seqlens, new_rows, capacity)
+        _validation.check_ridge_values(ridge)
     if k is not None:
         rows = torch.arange(batch, device=q.device)[:, None]
         slots = cache_seqlens[:, None] + torch.arange(new_rows, device=q.device)
@@ -445,7 +449,7 @@ def _call(q, k, v, r, ridge, gate, layout, options, stats) -> Forward:
 
 
 def _check_rows(ridge, gate, q: Tensor) -> None:
-    if ridge is not None:
+    if ridge is not _NO_RIDGE:
         _validation.check_per_row("ridge", ridge, q, positive=True)
     _validation.check_per_row("gate", gate, q, positive=False)
 
@@ -469,9 +473,10 @@ def _resolve(
 def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward:
     probe = None if r is None else -r
     rows, dtype = q.shape[:3], accumulation_dtype(q.dtype)
-    ridge = None if ridge is None else _per_row(ridge, rows, dtype, q.device)
+    ridge = None if ridge is _NO_RIDGE else _per_row(ridge, rows, dtype, q.device)
     gate = _per_row(gate, rows, dtype, q.device)
     if backend == "reference":
+        _validation.check_values(q, k, ridge, layout)
         o, lse = reference.attention(q, k, v, probe, ridge, gate, layout, options)
         nothing = torch.zeros_like(lse, requires_grad=False)
         return Forward(o, lse, q, q, nothing, nothing.to(torch.int32))

@@ -4,8 +4,9 @@ Work is cut into tiles of query rows. A tile holds its weights over all visible 
 for its probes by matrix products with these weights, and is done; all batch rows and heads go through
 the products together. Grouped heads ride along as extra rows of the tile, so keys are never repeated.
 
-All moments are taken of shifted keys. The shift is the first key that the last row of the tile sees: in a
-tile no taller than the window every row sees it, so that nothing invisible, not even a NaN, reaches a row.
+All moments are taken of shifted keys. The shift is a mean of keys that every row of the tile sees, so that
+nothing invisible, not even a NaN, reaches a row; tiles are therefore low at the start of a sequence and no
+taller than half a window. Rows that see few keys are solved in key space, see ``ops.dual``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from flashlla.ops import solver
+from flashlla.ops import dual, solver
 from flashlla.ops.types import (
     Forward,
     Gradients,
@@ -30,13 +31,16 @@ from flashlla.ops.types import (
 )
 
 TILE_ROWS = 64
+FIRST_TILE_ROWS = 16
+SHIFT_KEYS = 256  # a mean of so many keys is as good as one of all
 
 
 class _Tile(NamedTuple):
     """A tile of rows with the keys that it sees; ``m`` counts the rows of all heads of a group.
 
     q, probe ``[b, kv_heads, m, d]``; k (shifted), v ``[b, kv_heads, keys, ...]``; p ``[b, kv_heads, m, keys]``;
-    ridge, gate, lse ``[b, kv_heads, m]``. bad marks rows that read something which is not finite.
+    ridge, gate, lse ``[b, kv_heads, m]``; lo, hi ``[m]``. bad marks rows that read something which is not finite;
+    what they read is zero here.
     """
 
     rows: slice
@@ -72,7 +76,7 @@ def forward(
         operands = _piece(piece, q, k, v, probe, ridge, gate)
         views = Forward(*(t[piece.batch, piece.q_rows] for t in out))
         for tile in _tiles(*operands, options):
-            _forward_tile(tile, views, options, stats, k.shape[2])
+            _forward_tile(tile, views, options, stats)
     return out
 
 
@@ -107,13 +111,20 @@ def backward(
         operands = _piece(piece, q, k, v, probe, ridge, gate)
         rows, keys = (piece.batch, piece.q_rows), (piece.batch, piece.k_rows)
         views = Gradients(
-            *(None if t is None else t[keys if name in ("dk", "dv") else rows] for name, t in grads._asdict().items())
+            *(
+                None if t is None else t[keys if name in ("dk", "dv") else rows]
+                for name, t in grads._asdict().items()
+            )
         )
         for tile in _tiles(*operands, options):
             _backward_tile(tile, do[rows], kbar[rows], g[rows], views, options)
     casts = {"dq": q, "dk": k, "dv": v, "dprobe": q}
     return grads._replace(
-        **{name: t.to(casts[name].dtype) for name, t in grads._asdict().items() if name in casts and t is not None}
+        **{
+            name: t.to(casts[name].dtype)
+            for name, t in grads._asdict().items()
+            if name in casts and t is not None
+        }
     )
 
 
@@ -150,34 +161,40 @@ def _rows_back(t: Tensor, rows: slice) -> Tensor:
 
 
 def _tiles(q, k, v, probe, ridge, gate, options: Options) -> Iterator[_Tile]:
-    q_len, kv_len = q.shape[1], k.shape[1]
-    lo, hi = visible_range(q_len, kv_len, options.causal, options.window_size, q.device)
-    height = min(TILE_ROWS, options.window_size or TILE_ROWS)
+    q_len, kv_len, window = q.shape[1], k.shape[1], options.window_size
+    lo, hi = visible_range(q_len, kv_len, options.causal, window, q.device)
     bounds = list(zip(lo.tolist(), hi.tolist(), strict=True))
-    for start in range(0, q_len, height):
-        rows = slice(start, min(start + height, q_len))
-        keys = slice(bounds[rows.start][0], bounds[rows.stop - 1][1])
+    stop = 0
+    while (start := stop) < q_len:
+        height = min(TILE_ROWS, max(FIRST_TILE_ROWS, bounds[start][1] - bounds[start][0]))
+        if 0 < window < kv_len:
+            height = min(height, max(1, window // 2))
+        stop = min(start + height, q_len)
+        rows, keys = slice(start, stop), slice(bounds[start][0], bounds[stop - 1][1])
         if keys.start < keys.stop and q.shape[0]:
-            shift = bounds[rows.stop - 1][0]
-            yield _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, shift, lo[rows], hi[rows])
+            first_seen = next(i for i in range(start, stop) if bounds[i][1] > bounds[i][0])
+            common = slice(bounds[stop - 1][0], bounds[first_seen][1])
+            yield _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, common, lo[rows], hi[rows])
 
 
-def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, shift_at, lo, hi) -> _Tile:
+def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, common, lo, hi) -> _Tile:
     dtype, kv_heads = accumulation_dtype(q.dtype), k.shape[2]
     group = q.shape[2] // kv_heads
     lo, hi = ((t - keys.start).repeat(group) for t in (lo, hi))
     q, probe, ridge, gate = (
         None if t is None else _rows_first(t[:, rows], kv_heads).to(dtype) for t in (q, probe, ridge, gate)
     )
-    shift = rearrange(k[:, shift_at : shift_at + 1], "b s h d -> b h s d").to(dtype)
     k, v = (rearrange(t[:, keys], "b s h d -> b h s d").to(dtype) for t in (k, v))
     k, v, bad = _sanitise(k, v, lo, hi)
-    shift = shift.nan_to_num(0.0, 0.0, 0.0)
-    k = k - shift
     for t in (q, probe, gate[..., None]):
         if t is not None:
             bad = bad | ~t.isfinite().all(-1)
     bad = bad & (lo < hi)  # a row that sees nothing has output 0, whatever it asks
+    q, gate = q.masked_fill(bad[..., None], 0.0), gate.masked_fill(bad, 0.0)
+    probe = None if probe is None else probe.masked_fill(bad[..., None], 0.0)
+    last = slice(max(common.start, common.stop - SHIFT_KEYS) - keys.start, common.stop - keys.start)
+    shift = k[..., last, :].mean(-2, keepdim=True)
+    k = k - shift
     p, lse = _weights(q, k, shift, options.scale, lo, hi)
     return _Tile(rows, keys, q, shift, k, v, probe, ridge, gate, p, lse, lo, hi, bad)
 
@@ -194,7 +211,9 @@ def _sanitise(k: Tensor, v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Ten
     return k, v, bad
 
 
-def _weights(q: Tensor, k: Tensor, shift: Tensor, scale: float, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+def _weights(
+    q: Tensor, k: Tensor, shift: Tensor, scale: float, lo: Tensor, hi: Tensor
+) -> tuple[Tensor, Tensor]:
     """Softmax weights and lse of a tile; weights of rows that see nothing are 0."""
     key = torch.arange(k.shape[-2], device=k.device)
     visible = (key >= lo[:, None]) & (key < hi[:, None])
@@ -206,13 +225,9 @@ def _weights(q: Tensor, k: Tensor, shift: Tensor, scale: float, lo: Tensor, hi: 
     return w / total.clamp(min=torch.finfo(w.dtype).tiny), lse
 
 
-def _moment(tile: _Tile) -> Tensor:
-    return tile.p @ tile.k
-
-
 def _matvec(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
-    """``(Cov + ridge I) x`` for every row, without forming a covariance."""
-    t = tile.p * (x @ tile.k.mT)
+    """``(Cov + ridge I) x`` for every row, without forming a covariance; centred before and after weighting."""
+    t = tile.p * (x @ tile.k.mT - (kbar * x).sum(-1, keepdim=True))
     return t @ tile.k - kbar * t.sum(-1, keepdim=True) + tile.ridge[..., None] * x
 
 
@@ -223,29 +238,51 @@ def _solve(tile: _Tile, kbar: Tensor, b: Tensor, options: Options) -> tuple[Tens
         lambda y: _matvec(tile, kbar, y), b, options.rtol, limit, may_give_up=options.solver == "auto"
     )
     if options.solver != "cg" and not converged.all():
-        cov = solver.covariance(tile.p, tile.k, kbar)
-        x = torch.where(converged[..., None], x, solver.direct(cov, tile.ridge, b))
+        x = torch.where(
+            converged[..., None], x, solver.direct(solver.covariance(tile.p, tile.k), tile.ridge, b)
+        )
     return x, iterations
 
 
-def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool, kv_heads: int) -> None:
-    rows = tile.rows
-    kbar = _moment(tile)
+def _right_hand_side(tile: _Tile, kbar: Tensor) -> Tensor:
     b = tile.q - tile.shift - kbar
-    b = b.masked_fill((tile.bad | (tile.lo == tile.hi))[..., None], 0.0)
+    return b.masked_fill((tile.bad | (tile.lo == tile.hi))[..., None], 0.0)
+
+
+def _without(b: Tensor, system: dual.KeySpace | None) -> Tensor:
+    """Right-hand sides with those of the rows in key space zeroed: they cost the other solvers nothing."""
+    return b if system is None else b.index_fill(-2, system.rows, 0.0)
+
+
+def _centred(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
+    """``(k_j - kbar_i) . x_i``, ``[..., rows, keys]``; the weighted mean, 0 up to rounding, is taken out as well."""
+    c = x @ tile.k.mT - (x * kbar).sum(-1, keepdim=True)
+    return c - (tile.p * c).sum(-1, keepdim=True)
+
+
+def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool) -> None:
+    rows = tile.rows
+    kbar = tile.p @ tile.k
     weights = tile.p
+    g, c = tile.probe, None
     if tile.ridge is not None:
-        g, iterations = _solve(tile, kbar, b, options)
+        system = dual.key_space(tile.p, tile.k, kbar, tile.ridge, tile.lo, tile.hi)
+        b = _right_hand_side(tile, kbar)
+        g, iterations = _solve(tile, kbar, _without(b, system), options)
+        c = _centred(tile, kbar, g)
+        if system is not None:
+            g, c = dual.insert_probe(system, dual.solve_probe(system, b), b, g, c)
         out.iterations[:, rows] = _rows_back(iterations, rows)
         if stats:
             norm = b.norm(dim=-1)
-            residual = (b - _matvec(tile, kbar, g)).norm(dim=-1) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+            residual = (b - _matvec(tile, kbar, g)).norm(dim=-1) / norm.clamp(
+                min=torch.finfo(norm.dtype).tiny
+            )
             out.residual[:, rows] = _rows_back(residual, rows)
-    else:
-        g = tile.probe
+    elif g is not None:
+        c = _centred(tile, kbar, g)
     if g is not None:
-        g = g.masked_fill(tile.bad[..., None], 0.0)
-        weights = tile.p * (1 + tile.gate[..., None] * _centred(g, tile.k, kbar))
+        weights = tile.p * (1 + tile.gate[..., None] * c)
         out.g[:, rows] = _rows_back(g, rows)
     o = (weights @ tile.v).masked_fill(tile.bad[..., None], torch.nan)
     out.o[:, rows] = _rows_back(o, rows).to(out.o.dtype)
@@ -253,35 +290,31 @@ def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool, kv_h
     out.kbar[:, rows] = _rows_back(kbar, rows)
 
 
-def _centred(x: Tensor, k: Tensor, kbar: Tensor) -> Tensor:
-    """``(k_j - kbar_i) . x_i``, ``[..., rows, keys]``."""
-    return x @ k.mT - (x * kbar).sum(-1, keepdim=True)
-
-
 def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options) -> None:
     """The formulas of ``reference.attention_backward`` on one tile."""
     rows, kv_heads = tile.rows, tile.k.shape[1]
     do, kbar, g = (_rows_first(t[:, rows], kv_heads).to(tile.q.dtype) for t in (do, kbar, g))
     bad = tile.bad | (~do.isfinite().all(-1) & (tile.lo < tile.hi))
-    q, p, do, gate = _silence(tile, do, bad)
+    # Bad rows must not reach the keys that they do not see; what they do see is marked at the end.
+    tile = tile._replace(p=tile.p.masked_fill(bad[..., None], 0.0))
+    do, p, gate = do.masked_fill(bad[..., None], 0.0), tile.p, tile.gate[..., None]
 
     e = do @ tile.v.mT
     e = e - (p * e).sum(-1, keepdim=True)
     weighted = p * e
     h = weighted @ tile.k - weighted.sum(-1, keepdim=True) * kbar
-    c = _centred(g, tile.k, kbar)
-    f = torch.zeros_like(g)
+    c = _centred(tile, kbar, g)
+    f, u, f_dot_g = torch.zeros_like(g), torch.zeros_like(c), None
     if tile.ridge is not None:
-        f, _ = _solve(tile._replace(p=p), kbar, gate * h, options)
-    u = _centred(f, tile.k, kbar)
+        f, u, c, f_dot_g = _adjoint(tile, kbar, g, e, gate * h, c, options)
     y = e * (1 + gate * c) - u * (1 + c)
     ds = options.scale * p * (y - (p * y).sum(-1, keepdim=True))
 
-    dk = ds.mT @ q + (p * (gate * e - u)).mT @ g - (p * (1 + c)).mT @ f
+    dk = ds.mT @ tile.q + (p * (gate * e - u)).mT @ g - (p * (1 + c)).mT @ f
     dv = (p * (1 + gate * c)).mT @ do
-    results = {"dq": ds @ tile.k + f, "dgate": (h * g).sum(-1)}
+    results = {"dq": ds @ tile.k + f, "dgate": (weighted * c).sum(-1)}
     if tile.ridge is not None:
-        results["dridge"] = -(f * g).sum(-1)
+        results["dridge"] = -f_dot_g
     if tile.probe is not None:
         results["dprobe"] = gate * h
     for name, value in results.items():
@@ -292,10 +325,16 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
         target[:, tile.keys] += rearrange(part, "b h s d -> b s h d")
 
 
-def _silence(tile: _Tile, do: Tensor, bad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, p, do, gate with the bad rows zeroed: they must not reach keys that they do not see."""
-    mask = bad[..., None]
-    return *(t.masked_fill(mask, 0.0) for t in (tile.q, tile.p, do)), tile.gate.masked_fill(bad, 0.0)[..., None]
+def _adjoint(tile: _Tile, kbar, g, e, rhs, c, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """f, its centred products u, the products c of g, and f . g, rows in key space included."""
+    system = dual.key_space(tile.p, tile.k, kbar, tile.ridge, tile.lo, tile.hi)
+    f, _ = _solve(tile, kbar, _without(rhs, system), options)
+    u, f_dot_g = _centred(tile, kbar, f), (f * g).sum(-1)
+    if system is not None:
+        z = dual.solve_probe(system, _right_hand_side(tile, kbar))
+        f, u, f_dot_g = dual.insert_adjoint(system, z, tile.gate[..., None] * e, f, u, f_dot_g)
+        c = dual.insert_products(system, z, c)
+    return f, u, c, f_dot_g
 
 
 def _seen_by(bad: Tensor, tile: _Tile) -> Tensor:

@@ -130,8 +130,8 @@ def _operand(t: Tensor) -> tuple[int, tuple[int, ...], int]:
 def _sequence_table(q: Tensor, k: Tensor, layout: Layout) -> Tensor:
     """Rows (q_batch, q_start, q_len, k_batch, k_start, k_len), int64."""
     batch, q_len, kv_len = q.shape[0], q.shape[1], k.shape[1]
-    if layout.cu_seqlens_q is not None:
-        cu_q, cu_k = layout.cu_seqlens_q.long(), layout.cu_seqlens_k.long()
+    if layout.packed:
+        cu_q, cu_k = (t.long() for t in layout.packed)
         zero = torch.zeros_like(cu_q[1:])
         return torch.stack([zero, cu_q[:-1], cu_q.diff(), zero, cu_k[:-1], cu_k.diff()], 1).contiguous()
     row = torch.arange(batch)

@@ -65,13 +65,16 @@ def conjugate_gradients(
     return x, iterations, rr <= goal
 
 
-def covariance(weights: Tensor, k: Tensor, kbar: Tensor, chunk: int = 256) -> Tensor:
-    """``sum_j w_ij k_j k_j^T - kbar_i kbar_i^T`` for every row, ``[..., rows, d, d]``.
+def covariance(weights: Tensor, k: Tensor, chunk: int = 256) -> Tensor:
+    """``sum_j w_ij (k_j - kbar_i)(k_j - kbar_i)^T`` for every row, ``[..., rows, d, d]``, in float64.
 
     All covariances of a tile come from one product of the weights with the distinct entries of
-    ``k_j k_j^T``, a chunk of keys at a time.
+    ``k_j k_j^T``, a chunk of keys at a time. The mean is subtracted afterwards, which in float32 would lose
+    the digits that count wherever the weights sit on a few keys far from the others.
     """
     d = k.shape[-1]
+    weights, k = weights.double(), k.double()
+    kbar = weights @ k
     row, col = torch.triu_indices(d, d, device=k.device)
     packed = -kbar[..., row] * kbar[..., col]
     for start in range(0, k.shape[-2], chunk):
@@ -84,9 +87,7 @@ def covariance(weights: Tensor, k: Tensor, kbar: Tensor, chunk: int = 256) -> Te
 
 
 def direct(cov: Tensor, ridge: Tensor, b: Tensor) -> Tensor:
-    """Solve ``(cov + ridge I) x = b`` by Cholesky; ridge is ``[..., rows]``."""
-    system = cov + torch.diag_embed(ridge[..., None].expand_as(b))
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed.any():  # rounding beyond the ridge made a row indefinite: pivoting copes
-        return torch.linalg.solve(system, b)
-    return torch.cholesky_solve(b[..., None], factor)[..., 0]
+    """Solve ``(cov + ridge I) x = b`` by Cholesky in the dtype of cov; ridge is ``[..., rows]``."""
+    system = cov + torch.diag_embed(ridge[..., None].expand_as(b).to(cov.dtype))
+    factor = torch.linalg.cholesky(system)
+    return torch.cholesky_solve(b[..., None].to(cov.dtype), factor)[..., 0].to(b.dtype)

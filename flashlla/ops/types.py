@@ -13,6 +13,7 @@ Three kinds of probe exist: with ``ridge`` it is solved for (LLA), with ``probe`
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,20 @@ class Layout(NamedTuple):
     """Where the sequences lie in the operands.
 
     All None: one sequence a batch row. ``cu_seqlens_*`` (int, ``[sequences + 1]``): packed sequences in
-    a batch of one. ``seqlens_k`` (int, ``[batch]``): the used length of each row of a key/value cache.
+    a batch of one, those of the keys None if they are the same. ``seqlens_k`` (int, ``[batch]``): the used
+    length of each row of a key/value cache.
     """
 
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
     seqlens_k: Tensor | None = None
+
+    @property
+    def packed(self) -> tuple[Tensor, Tensor] | None:
+        """Cumulative lengths of queries and keys, if sequences are packed."""
+        if self.cu_seqlens_q is None:
+            return None
+        return self.cu_seqlens_q, self.cu_seqlens_q if self.cu_seqlens_k is None else self.cu_seqlens_k
 
 
 class Forward(NamedTuple):
@@ -91,11 +100,11 @@ def sequences(layout: Layout, q: Tensor, k: Tensor) -> list[Sequence]:
     if layout.seqlens_k is not None:
         lengths = layout.seqlens_k.tolist()
         return [Sequence(slice(b, b + 1), whole, slice(0, n)) for b, n in enumerate(lengths)]
-    if layout.cu_seqlens_q is not None:
-        cu_q, cu_k = layout.cu_seqlens_q.tolist(), layout.cu_seqlens_k.tolist()
+    if layout.packed:
+        cu_q, cu_k = (t.tolist() for t in layout.packed)
         return [
             Sequence(whole, slice(*rows), slice(*keys))
-            for rows, keys in zip(zip(cu_q, cu_q[1:], strict=False), zip(cu_k, cu_k[1:], strict=False), strict=True)
+            for rows, keys in zip(pairwise(cu_q), pairwise(cu_k), strict=True)
         ]
     return [Sequence(whole, whole, whole)]
 

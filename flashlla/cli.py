@@ -1,0 +1,188 @@
+"""The command ``flashlla``: ``demo`` trains a small model, ``doctor`` says what this installation can do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flashlla import __version__
+
+DEMO_NEEDS = ("rich", "matplotlib", "safetensors")
+SIZES = {
+    "dim": "width of the model",
+    "depth": "number of blocks",
+    "heads": "attention heads",
+    "context": "bytes in one sequence",
+    "batch": "sequences in one step",
+}
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("\nflashlla: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error; the usage is a ``--help`` away."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="flashlla", description="Local linear attention for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"flashlla {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_doctor(commands)
+    return parser
+
+
+# ---- demo -------------------------------------------------------------------------------------------
+
+
+def _add_demo(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train a small language model with LLA and with softmax, and compare",
+        description="Train a byte-level language model on the sources of Python's standard library, with LLA "
+        "and then, from the same seed and on the same data, with softmax attention. Ctrl-C saves the state; "
+        "the same command goes on.",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--steps",
+        type=_whole(1),
+        metavar="N",
+        help="training steps of each mixer; the default takes about three minutes on two CPU cores",
+    )
+    length.add_argument(
+        "--minutes",
+        type=_positive,
+        metavar="M",
+        help="time a few steps of each mixer, then train both with as many "
+        "equal steps as take about M minutes",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the results"
+    )
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--resume", action="store_true", help="go on with an unfinished run or fail")
+    before.add_argument("--fresh", action="store_true", help="start anew, whatever the folder holds")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda; without it a GPU if there is one")
+    parser.add_argument("--seed", type=_whole(0), metavar="N", help="decides weights and order of the data")
+    parser.add_argument("--ridge", type=_ridge, metavar="R", help="of LLA: a positive number, or 'learned'")
+    for name, what in SIZES.items():
+        parser.add_argument(f"--{name}", type=_whole(1), metavar="N", help=what)
+    parser.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if missing := [name for name in DEMO_NEEDS if importlib.util.find_spec(name) is None]:
+        return _fail(f"flashlla demo needs {', '.join(missing)}: pip install 'flashlla[experiments]'")
+    import torch
+
+    from flashlla.experiments import demo
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    named = {name: getattr(options, name) for name in ("steps", "minutes", "seed", "ridge", *SIZES)}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    if options.minutes:
+        chosen["steps"] = None  # to be found out
+    settings = demo.Settings(device=device, **chosen)
+    mode = "resume" if options.resume else "fresh" if options.fresh else "auto"
+    try:
+        return demo.run(settings, options.out, mode)
+    except (demo.DemoError, OSError) as error:
+        return _fail(f"flashlla demo: {error}")
+
+
+# ---- doctor -----------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what this installation can do, and which backend a call would take",
+        description="Report versions, the compiled extension, devices and environment variables, try every "
+        "backend, and say which one a call takes by default, and why. Exit code 1 if something is wrong.",
+    )
+    parser.add_argument(
+        "--shape",
+        type=_shape,
+        default=(1, 1024, 8, 64),
+        metavar="B,T,H,D",
+        help="of the call: batch, sequence, heads and head dimension",
+    )
+    parser.add_argument("--dtype", default="float32", metavar="NAME", help="of the call; float32 by default")
+    parser.add_argument("--device", metavar="NAME", help="of the call; without it a GPU if there is one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from flashlla import _doctor
+
+    try:
+        report = _doctor.examine(options.shape, options.dtype, options.device)
+    except ValueError as error:
+        return _fail(f"flashlla doctor: {error}")
+    print(json.dumps(report, indent=1) if options.json else _doctor.as_text(report))
+    return FAILED if report["problems"] else 0
+
+
+# ---- values of options ------------------------------------------------------------------------------
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number greater than 0")
+    return value
+
+
+def _ridge(text: str) -> str | float:
+    return text if text == "learned" else _positive(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be four positive whole numbers, such as 2,1024,8,64")
+    return sizes
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return FAILED
