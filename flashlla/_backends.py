@@ -33,7 +33,7 @@ def _extension_missing() -> str | None:
     try:
         importlib.import_module("flashlla._C")
     except ImportError as error:
-        return f"the compiled extension does not load ({error}); reinstall flashlla where a C++17 compiler is found"
+        return f"the compiled extension does not load ({error}); reinstall where a C++17 compiler is found"
     return None
 
 
@@ -100,10 +100,13 @@ def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
     raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
 
 
-@torch.compiler.assume_constant_result
 def choose_name(requested: str, device_type: str, dtype: torch.dtype) -> str:
     """The name alone, as a constant to compilers: the choice imports modules, which they cannot trace."""
     return choose(requested, device_type, dtype).name
+
+
+# What torch.compiler.assume_constant_result sets, without the import of the whole compiler that it costs.
+choose_name._dynamo_marked_constant = True
 
 
 def load(name: str) -> ModuleType:

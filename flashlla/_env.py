@@ -11,12 +11,12 @@ def backend() -> str | None:
 
 
 def instruction_set() -> str | None:
-    """``FLASHLLA_ISA``: the instruction set of the CPU kernels (``sse``, ``avx2``, ``avx512``, ``neon``)."""
+    """``FLASHLLA_ISA``: instruction set of the CPU kernels: ``sse``, ``avx2``, ``avx512`` or ``neon``."""
     return os.environ.get("FLASHLLA_ISA") or None
 
 
 def num_threads() -> int | None:
-    """``FLASHLLA_NUM_THREADS``: threads of the CPU kernels; unset, they follow ``torch.get_num_threads()``."""
+    """``FLASHLLA_NUM_THREADS``: threads of the CPU kernels; unset, they follow torch."""
     value = os.environ.get("FLASHLLA_NUM_THREADS")
     if not value:
         return None

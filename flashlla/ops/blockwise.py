@@ -38,9 +38,9 @@ SHIFT_KEYS = 256  # a mean of so many keys is as good as one of all
 class _Tile(NamedTuple):
     """A tile of rows with the keys that it sees; ``m`` counts the rows of all heads of a group.
 
-    q, probe ``[b, kv_heads, m, d]``; k (shifted), v ``[b, kv_heads, keys, ...]``; p ``[b, kv_heads, m, keys]``;
-    ridge, gate, lse ``[b, kv_heads, m]``; lo, hi ``[m]``. bad marks rows that read something which is not finite;
-    what they read is zero here.
+    q, probe ``[b, kv_heads, m, d]``; shifted k, v ``[b, kv_heads, keys, ...]``; p ``[b, kv_heads, m, keys]``;
+    ridge, gate, lse ``[b, kv_heads, m]``; lo, hi ``[m]``. bad marks rows that read something which is not
+    finite; what they read is zero here.
     """
 
     rows: slice
@@ -226,7 +226,7 @@ def _weights(
 
 
 def _matvec(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
-    """``(Cov + ridge I) x`` for every row, without forming a covariance; centred before and after weighting."""
+    """``(Cov + ridge I) x`` for every row, with no covariance formed; centred before and after weighting."""
     t = tile.p * (x @ tile.k.mT - (kbar * x).sum(-1, keepdim=True))
     return t @ tile.k - kbar * t.sum(-1, keepdim=True) + tile.ridge[..., None] * x
 
@@ -255,14 +255,15 @@ def _without(b: Tensor, system: dual.KeySpace | None) -> Tensor:
 
 
 def _centred(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
-    """``(k_j - kbar_i) . x_i``, ``[..., rows, keys]``; the weighted mean, 0 up to rounding, is taken out as well."""
+    """``(k_j - kbar_i) . x_i``, ``[..., rows, keys]``; their mean, 0 up to rounding, is taken out as well."""
     c = x @ tile.k.mT - (x * kbar).sum(-1, keepdim=True)
     return c - (tile.p * c).sum(-1, keepdim=True)
 
 
 def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool) -> None:
     rows = tile.rows
-    kbar = tile.p @ tile.k
+    # Rounded weights sum to 1 only nearly; the rest would count times the distance of kbar from the shift.
+    kbar = tile.p @ tile.k / tile.p.sum(-1, keepdim=True).clamp(min=torch.finfo(tile.p.dtype).tiny)
     weights = tile.p
     g, c = tile.probe, None
     if tile.ridge is not None:

@@ -1,8 +1,8 @@
 """Rows that see few keys, solved in key space.
 
 Where a row sees no more keys than there are dimensions, its covariance has a null space, and the probe
-``g = (C + ridge I)^-1 b`` has a part of size ``|b| / ridge`` in it. That part meets no key, so it does not count,
-but in float32 the products ``k . g`` have to cancel it and lose the digits that do. With
+``g = (C + ridge I)^-1 b`` has a part of size ``|b| / ridge`` in it. That part meets no key, so it does not
+count, but in float32 the products ``k . g`` have to cancel it and lose the digits that do. With
 ``X = diag(sqrt p) (K - kbar)`` the same weights come from a system over the keys that has no such part::
 
     M = X X^T + ridge I,    z = M^-1 X b,    t = M^-1 (gate sqrt(p) e)
@@ -21,8 +21,8 @@ from torch import Tensor
 class KeySpace(NamedTuple):
     """The systems of the rows ``rows`` of a tile over its keys ``keys``.
 
-    x ``[..., rows, keys, d]``; root (sqrt p) ``[..., rows, keys]``; factor (Cholesky of M) ``[..., rows, keys, keys]``;
-    ridge ``[..., rows, 1]``.
+    x ``[..., rows, keys, d]``; root (sqrt p) ``[..., rows, keys]``; factor (Cholesky of M)
+    ``[..., rows, keys, keys]``; ridge ``[..., rows, 1]``.
     """
 
     rows: Tensor
@@ -72,7 +72,7 @@ def _to_dimensions(system: KeySpace, z: Tensor) -> Tensor:
 
 
 def insert_products(system: KeySpace, z: Tensor, c: Tensor) -> Tensor:
-    """c ``[..., all rows, all keys]`` with ``z / sqrt p`` in the rows in key space; 0 where a weight vanishes."""
+    """c ``[..., all rows, all keys]`` with ``z / sqrt p`` in rows in key space; 0 where a weight vanishes."""
     c = c.index_fill(-2, system.rows, 0.0)
     c[..., system.rows, system.keys] = torch.where(system.root > 0, z / system.root, 0.0)
     return c
@@ -87,7 +87,7 @@ def insert_probe(system: KeySpace, z: Tensor, b: Tensor, g: Tensor, c: Tensor) -
 def insert_adjoint(
     system: KeySpace, z: Tensor, gated_e: Tensor, f: Tensor, u: Tensor, f_dot_g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """f, u and f . g with the rows in key space filled in; gated_e is ``gate e``, ``[..., all rows, all keys]``."""
+    """f, u, f . g with rows in key space filled in; gated_e is ``gate e``, ``[..., all rows, all keys]``."""
     rhs = system.root * gated_e[..., system.rows, system.keys]
     t = _solve(system, rhs)
     f = f.index_copy(-2, system.rows, _to_dimensions(system, t))

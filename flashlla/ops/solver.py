@@ -74,9 +74,10 @@ def covariance(weights: Tensor, k: Tensor, chunk: int = 256) -> Tensor:
     """
     d = k.shape[-1]
     weights, k = weights.double(), k.double()
-    kbar = weights @ k
+    total = weights @ k
+    scaled = total / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     row, col = torch.triu_indices(d, d, device=k.device)
-    packed = -kbar[..., row] * kbar[..., col]
+    packed = -total[..., row] * scaled[..., col]
     for start in range(0, k.shape[-2], chunk):
         part = k[..., start : start + chunk, :]
         packed = packed + weights[..., start : start + chunk] @ (part[..., row] * part[..., col])

@@ -1,0 +1,52 @@
+"""What all tests share: one thread, a seeded generator, poisoned memory, and the size of the fuzzing run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+DEFAULT_FUZZ_CASES = 2000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-cases",
+        type=int,
+        default=None,
+        help=f"random calls in tests/fuzz, from a fresh seed (default: {DEFAULT_FUZZ_CASES} fixed ones)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    asked = config.getoption("--fuzz-cases")
+    settings.register_profile(
+        "fuzz",
+        max_examples=asked or DEFAULT_FUZZ_CASES,
+        derandomize=asked is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator with a fixed seed: tests draw from it, never from the global one."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised memory holds NaN (floats) or a huge number (integers), so that reading it shows."""
+
+    def poison(allocate):
+        def allocate_and_fill(*args, **kwargs):
+            t = allocate(*args, **kwargs)
+            return t.fill_(torch.nan if t.is_floating_point() else torch.iinfo(t.dtype).max)
+
+        return allocate_and_fill
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
