@@ -3,6 +3,8 @@
 // With e = do v^T centred per row, c = (k - kbar) g, u = (k - kbar) f and f the adjoint of the solve:
 //   y  = e (1 + gate c) - u (1 + c),   ds = scale p (y - mean_p y)
 //   dq = ds k + f,   dk = ds^T q + (p (gate e - u))^T g - (p (1 + c))^T f,   dv = (p (1 + gate c))^T do
+//   dgate = sum p e c,   dridge = -f . g = -sum p c (gate e - u) / ridge
+// (f . g from the keys, because the products with g and f are known better than g and f themselves)
 
 static int64_t backward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (6 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 256;
@@ -16,7 +18,7 @@ struct Adjoint {
   float *d_o, *kbar, *g, *f, *h, *dq;  // [n][pad]
   float *e, *c;                        // like rows.weights: do . v, and k . g
   float *u, *t;                        // scratch blocks
-  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows], gate_gradient[kTileRows];
+  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows], gate_gradient[kTileRows], f_dot_g[kTileRows];
 };
 
 FLASHLLA_INLINE float* block_of(const Adjoint& a, float* like_weights, const Block& b) {
@@ -112,7 +114,8 @@ static void solve_adjoint(const Problem& p, Adjoint& a, float* rhs, Scratch scra
 }
 
 // One row of a block: e becomes y; c, u, t become what dv, and dk through g and f, are products of.
-FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_row, float* c_row, Vec& y_sum, Vec& ec_sum) {
+FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_row, float* c_row, Vec& y_sum, Vec& ec_sum,
+                             Vec& fg_sum) {
   const Rows& rows = a.rows;
   const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i], inv = rows.inv_sum[i];
   float *u_row = a.u + i * kKeyBlock, *t_row = a.t + i * kKeyBlock;
@@ -122,6 +125,7 @@ FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_r
     const Vec gated = 1.0f + c * gate, y = e * gated - u * (1.0f + c);
     y_sum += weight * y;
     ec_sum += weight * e * c;
+    fg_sum += weight * c * (e * gate - u);
     store(e_row + j, y);
     store(c_row + j, weight * gated);
     store(u_row + j, weight * (e * gate - u));
@@ -132,8 +136,8 @@ FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_r
 static void accumulate_through_weights(const Problem& p, Adjoint& a, const float* minus_f, float* dk, float* dv) {
   Rows& rows = a.rows;
   const int n = rows.n, pad = rows.dim_pad;
-  Vec y_sums[kTileRows], ec_sums[kTileRows];
-  for (int i = 0; i < n; ++i) y_sums[i] = ec_sums[i] = Vec{};
+  Vec y_sums[kTileRows], ec_sums[kTileRows], fg_sums[kTileRows];
+  for (int i = 0; i < n; ++i) y_sums[i] = ec_sums[i] = fg_sums[i] = Vec{};
   for_blocks(rows, [&](const Block& b) {
     float *e = block_of(a, a.e, b), *c = block_of(a, a.c, b);
     if (p.solved())
@@ -145,7 +149,7 @@ static void accumulate_through_weights(const Problem& p, Adjoint& a, const float
         scatter_row(a.dual, b, i, a.dual.c, c + i * kKeyBlock);
         scatter_row(a.dual, b, i, a.dual.u, a.u + i * kKeyBlock);
       }
-      combine(a, b, i, e + i * kKeyBlock, c + i * kKeyBlock, y_sums[i], ec_sums[i]);
+      combine(a, b, i, e + i * kKeyBlock, c + i * kKeyBlock, y_sums[i], ec_sums[i], fg_sums[i]);
     }
     multiply<Into::add>(b.cols, rows.value_pad, n, {c, 1, kKeyBlock}, {a.d_o, kPanel, rows.value_pad},
                         dv + b.key * rows.value_pad, rows.value_pad);
@@ -157,6 +161,7 @@ static void accumulate_through_weights(const Problem& p, Adjoint& a, const float
   for (int i = 0; i < n; ++i) {
     a.y_mean[i] = sum(y_sums[i]);
     a.gate_gradient[i] = sum(ec_sums[i]);
+    a.f_dot_g[i] = rows.ridge[i] > 0.0f ? sum(fg_sums[i]) / rows.ridge[i] : 0.0f;
   }
 }
 
@@ -193,7 +198,7 @@ static void store_adjoint(const Problem& p, const Adjoint& a, const BackwardOut&
     if (poisoned) scale_row(dq, nan, pad);
     store_row(dq, p.dim, p.q.dtype, out.dq, to * p.dim);
     if (out.dgate) out.dgate[to] = a.gate_gradient[i] * unless_bad;
-    const float f_dot_g = a.dual.row[i] ? a.dual.f_dot_g[i] : dot(a.f + i * pad, g, pad);
+    const float f_dot_g = a.dual.row[i] ? a.dual.f_dot_g[i] : a.f_dot_g[i];
     if (out.dridge) out.dridge[to] = -f_dot_g * unless_bad;
     if (out.dprobe) {
       scale_row(h, rows.gate[i] * unless_bad, pad);

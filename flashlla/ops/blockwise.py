@@ -307,7 +307,7 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
     c = _centred(tile, kbar, g)
     f, u, f_dot_g = torch.zeros_like(g), torch.zeros_like(c), None
     if tile.ridge is not None:
-        f, u, c, f_dot_g = _adjoint(tile, kbar, g, e, gate * h, c, options)
+        f, u, c, f_dot_g = _adjoint(tile, kbar, gate * e, gate * h, c, options)
     y = e * (1 + gate * c) - u * (1 + c)
     ds = options.scale * p * (y - (p * y).sum(-1, keepdim=True))
 
@@ -326,14 +326,16 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
         target[:, tile.keys] += rearrange(part, "b h s d -> b s h d")
 
 
-def _adjoint(tile: _Tile, kbar, g, e, rhs, c, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _adjoint(tile: _Tile, kbar, gated_e, rhs, c, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """f, its centred products u, the products c of g, and f . g, rows in key space included."""
     system = dual.key_space(tile.p, tile.k, kbar, tile.ridge, tile.lo, tile.hi)
     f, _ = _solve(tile, kbar, _without(rhs, system), options)
-    u, f_dot_g = _centred(tile, kbar, f), (f * g).sum(-1)
+    u = _centred(tile, kbar, f)
+    # f . g from the keys: the products with g and f are known better than g and f themselves.
+    f_dot_g = (tile.p * c * (gated_e - u)).sum(-1) / tile.ridge
     if system is not None:
         z = dual.solve_probe(system, _right_hand_side(tile, kbar))
-        f, u, f_dot_g = dual.insert_adjoint(system, z, tile.gate[..., None] * e, f, u, f_dot_g)
+        f, u, f_dot_g = dual.insert_adjoint(system, z, gated_e, f, u, f_dot_g)
         c = dual.insert_products(system, z, c)
     return f, u, c, f_dot_g
 

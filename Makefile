@@ -1,0 +1,65 @@
+# Every target works on a fresh checkout and makes its own .venv; `make gpu` uses the interpreter that is there.
+
+PYTHON ?= python3
+TORCH  := torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all bench gpu lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=...      the interpreter to make .venv with, 3.10 or later (now: $(PYTHON))"
+
+demo: $(READY)  ## train a small language model with LLA and with softmax, about three minutes
+	$(BIN)/flashlla demo $(ARGS)
+
+test: $(READY) lint  ## lint and tests, without the slow ones and those for a GPU
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" $(ARGS)
+
+test-all: $(READY) lint  ## lint and all tests but those for a GPU
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" $(ARGS)
+
+bench: $(READY)  ## benchmarks of bench/ on the CPU
+	$(BIN)/python -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+
+clean:  ## remove .venv, builds and caches; results in runs/ stay
+	rm -rf $(VENV) build dist *.egg-info flashlla/_C.*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the virtual environment ---------------------------------------------------------------------------
+
+# The build requirements are installed first, so that a changed kernel is rebuilt without a download.
+$(READY): pyproject.toml setup.py $(shell find csrc -type f)
+	@command -v $(PYTHON) > /dev/null || { echo "make: there is no $(PYTHON); name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), but flashlla needs Python 3.10 or later: make PYTHON=..."; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || \
+	    { echo "make: $(VENV) is broken, its Python or pip does not start; remove it with: rm -rf $(VENV)"; exit 1; }
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# ---- a machine with a GPU, offline ---------------------------------------------------------------------
+
+# Such a machine brings its own torch and triton. With pybind11 there, flashlla is built and installed as it is;
+# without it the compiled CPU kernels are left out: build/tree joins the folders as the packages they are.
+gpu:  ## tests that need a GPU, with the interpreter and the packages of this machine
+	@$(PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2> /dev/null || \
+	    { echo "make: $(PYTHON) has no torch that finds a GPU; name another interpreter with PYTHON=..."; exit 1; }
+	@if $(PYTHON) -c 'import pybind11, setuptools' 2> /dev/null; then \
+	    $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e . && \
+	    $(PYTHON) -m pytest -m gpu $(ARGS); \
+	else \
+	    echo "make: no pybind11 here, so the compiled CPU kernels are left out"; \
+	    rm -rf build/tree && mkdir -p build/tree/flashlla && \
+	    ln -s $(CURDIR)/flashlla/* $(CURDIR)/models $(CURDIR)/experiments build/tree/flashlla && \
+	    cd build/tree && $(PYTHON) -m pytest -m gpu $(CURDIR)/tests $(ARGS); \
+	fi

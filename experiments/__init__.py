@@ -1,0 +1,1 @@
+"""Experiments: one package each, built on :mod:`flashlla.models`."""

@@ -1,0 +1,55 @@
+"""Every Python block of the README and of docs/ runs; commands, links and make targets in them exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flashlla import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [
+        pytest.param(code, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, code in enumerate(fence.findall(page.read_text()), 1)
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "<documentation>", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("script", blocks("shell"))
+def test_shell_block_names_what_exists(script):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in script.splitlines():
+        command, *arguments = shlex.split(line, comments=True)
+        if command == "make":
+            assert {a for a in arguments if "=" not in a} <= targets, line
+        elif command == "flashlla":
+            cli._parser().parse_args(arguments)  # exits if the command or an option is unknown
+        else:
+            assert (command, arguments[0]) == ("pip", "install"), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_mentioned_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    text = page.read_text()
+    links = [*re.findall(r"\]\(([^)#]+)\)", text), *re.findall(r'(?:src|srcset)="([^"]+)"', text)]
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
