@@ -1,4 +1,4 @@
-// The backward pass of one tile (lla-math: closed form, no second covariance pass).
+// The backward pass of one tile: closed form, one more solve with the same matrix, no second covariance pass.
 //
 // With e = do v^T centred per row, c = (k - kbar) g, u = (k - kbar) f and f the adjoint of the solve:
 //   y  = e (1 + gate c) - u (1 + c),   ds = scale p (y - mean_p y)

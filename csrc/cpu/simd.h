@@ -130,14 +130,6 @@ FLASHLLA_INLINE uint16_t to_f16(float f) {
 }
 #endif
 
-FLASHLLA_INLINE float load_scalar(const Array& a, int64_t i) {
-  switch (a.dtype) {
-    case DType::bf16: return from_bf16(static_cast<const uint16_t*>(a.data)[i]);
-    case DType::f16: return from_f16(static_cast<const uint16_t*>(a.data)[i]);
-    default: return static_cast<const float*>(a.data)[i];
-  }
-}
-
 // A row of `dim` elements as float32, zeros up to `pad`.
 static void load_row(const Array& a, int64_t offset, int dim, int pad, float* out) {
   if (a.dtype == DType::f32) {
