@@ -11,7 +11,7 @@ MIXERS = ("lla", "softmax")
 VOCABULARY = 256  # bytes
 
 # About three minutes of both mixers together on two cores of a server CPU with AVX2.
-DEFAULT_STEPS = 500
+DEFAULT_STEPS = 320
 
 
 class DemoError(Exception):
