@@ -192,7 +192,6 @@ static void store_adjoint(const Problem& p, const Adjoint& a, const BackwardOut&
   for (int i = 0; i < rows.n; ++i) {
     const int64_t to = (s.q_batch * out.q_rows + s.q_start + tile.row + i) * p.heads + tile.head;
     float *dq = a.dq + i * pad, *h = a.h + i * pad;
-    const float* g = a.g + i * pad;
     const bool poisoned = rows.bad[i] && !empty(rows, i);
     const float unless_bad = poisoned ? nan : 1.0f;
     if (poisoned) scale_row(dq, nan, pad);
