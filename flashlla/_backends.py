@@ -23,6 +23,7 @@ class Backend(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]  # the reason why it cannot be loaded, or None
     summary: str
+    named_only: tuple[str, ...] = ()  # devices where "auto" does not take it
 
 
 def _nothing_missing() -> None:
@@ -37,9 +38,27 @@ def _extension_missing() -> str | None:
     return None
 
 
+def _triton_missing() -> str | None:
+    try:
+        interpreted = importlib.import_module("triton").knobs.runtime.interpret
+    except (ImportError, AttributeError) as error:
+        return f"Triton 3.6 or later does not load ({error}); pip install 'triton>=3.6'"
+    if not interpreted and not torch.cuda.is_available():
+        return "Triton kernels need a GPU that torch finds; for tests, TRITON_INTERPRET=1 interprets them on the CPU"
+    return None
+
+
 # In the order in which "auto" tries them. The reference is only taken by name: it is quadratic in memory.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("flashlla.ops.cpu", ("cpu",), HALF_OR_SINGLE, _extension_missing, "compiled C++ kernels"),
+    "triton": Backend(
+        "flashlla.ops.triton",
+        ("cuda", "cpu"),
+        FLOATING,
+        _triton_missing,
+        "Triton kernels, on the CPU interpreted",
+        named_only=("cpu",),
+    ),
     "blockwise": Backend(
         "flashlla.ops.blockwise",
         None,
@@ -94,6 +113,8 @@ def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
     passed_over = []
     for name, backend in BACKENDS.items():
         why_not = rejection(name, device_type, dtype)
+        if why_not is None and device_type in backend.named_only:
+            why_not = f"{name!r} is taken on {device_type} only by name"
         if why_not is None:
             return Choice(name, "; ".join([*passed_over, f"{name!r} fits: {backend.summary}"]))
         passed_over.append(why_not)

@@ -48,12 +48,16 @@ def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, *
 
 def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
     accumulate = accumulation_dtype(q.dtype)
-    rows = q.shape[:3]
+    rows, backend = q.shape[:3], rest[-2]
+    state, state_dtype = q.shape, accumulate
+    if backend == "triton":  # keeps state in float64 for float32, and none of a probe that it did not solve for
+        state_dtype = torch.float64 if q.dtype == torch.float32 else accumulate
+        state = q.shape if ridge is not None else (0,)
     return Forward(
         o=q.new_empty(*rows, v.shape[-1]),
         lse=q.new_empty(rows, dtype=accumulate),
-        kbar=q.new_empty(q.shape, dtype=accumulate),
-        g=q.new_empty(q.shape, dtype=accumulate),
+        kbar=q.new_empty(state, dtype=state_dtype),
+        g=q.new_empty(state, dtype=state_dtype),
         residual=q.new_empty(rows, dtype=accumulate),
         iterations=q.new_empty(rows, dtype=torch.int32),
     )
