@@ -1,17 +1,19 @@
 """Triton kernels for training and prefill.
 
-A forward pass solves for the probe (``solve.py``) and applies it (``apply.py``); a backward pass prepares rows
-(``adjoint.py``) and then sums over keys and over rows (``gradients.py``). Parallax and softmax attention skip what they
-have no use for. Nothing is copied, nothing waits for the host, nothing is added atomically.
+A forward pass solves for the probe (``solve.py``, ``direct.py``) and applies it (``apply.py``); a backward pass prepares
+rows (``adjoint.py``) and then sums over keys and over rows (``gradients.py``). Parallax and softmax attention skip what
+they have no use for. Nothing of the operands is copied, nothing waits for the host, nothing is added atomically.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashlla.ops.triton import direct
-from flashlla.ops.triton._launch import Problem, strides
+from flashlla.ops.triton._launch import Problem, parts, strides
 from flashlla.ops.triton.adjoint import adjoint_bwd_kernel
 from flashlla.ops.triton.apply import apply_fwd_kernel
 from flashlla.ops.triton.gradients import EBAR, LSE, PLANES, keys_bwd_kernel, rows_bwd_kernel
@@ -31,48 +33,28 @@ def forward(
     stats: bool,
 ) -> Forward:
     """See ``flashlla.ops.types``. Only a solved probe leaves something for its backward pass."""
-    problem = Problem(q, k, v, layout, options)
-    lse = problem.empty_rows()
-    if ridge is None:
-        kbar, g = (torch.empty(0, dtype=problem.state_dtype, device=q.device) for _ in range(2))
-        iterations, residual = (torch.zeros(q.shape[:3], dtype=t, device=q.device) for t in (torch.int32, lse.dtype))
-    else:
-        kbar, g = problem.empty_rows(q.shape[-1]), problem.empty_rows(q.shape[-1])
-        iterations, residual = problem.empty_rows(dtype=torch.int32), torch.zeros_like(lse)
-        problem.launch(
-            probe_fwd_kernel,
-            "probe_fwd",
-            *(q, *strides(q), k, *strides(k), v, *strides(v), ridge, *strides(ridge), gate, *strides(gate)),
-            *(problem.broken, lse, kbar, _split_rows(g, q), iterations),
-            TERMS=problem.terms,
-            PROBE_TERMS=problem.probe_terms,
-            DIRECT=problem.direct,
+    solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
+    rows = q.shape[:3]
+    o, lse = (torch.empty(*rows, *last, dtype=t, device=q.device) for last, t in (((v.shape[-1],), q.dtype), ((), accumulate)))
+    iterations = torch.zeros(rows, dtype=torch.int32, device=q.device)
+    residual = torch.zeros(rows, dtype=accumulate, device=q.device)
+    saved = None
+    for part in parts(q, k, v, solved, layout, options):
+        state = _solve(part, ridge, gate, iterations, residual if stats else None) if solved else None
+        if solved and part.saves:
+            saved = state
+        given = _Probe(part, probe, state)
+        part.launch(
+            apply_fwd_kernel,
+            "apply_fwd",
+            *(*part.tensors, *given.operand, q if ridge is None else ridge, *strides(ridge), gate, *strides(gate)),
+            *(part.broken, o, lse),
+            TERMS=part.terms if given.terms else 1,
+            PROBE_TERMS=given.terms,
+            SOLVED=solved,
         )
-        if problem.direct:
-            direct.solve(problem, _split_rows(g, q), lse, kbar, ridge)
-        if stats:
-            problem.launch(
-                residual_kernel,
-                "probe_fwd",
-                *(q, *strides(q), k, *strides(k), v, *strides(v), ridge, *strides(ridge)),
-                *(problem.broken, lse, kbar, _split_rows(g, q), residual),
-                TERMS=problem.terms,
-                PROBE_TERMS=problem.probe_terms,
-            )
-    o = problem.empty_rows(v.shape[-1], dtype=q.dtype)
-    given = _Probe(problem, probe, g if ridge is not None else None)
-    problem.launch(
-        apply_fwd_kernel,
-        "apply_fwd",
-        *(q, *strides(q), k, *strides(k), v, *strides(v), *given.operand),
-        *(q if ridge is None else ridge, *strides(ridge), gate, *strides(gate)),
-        *(problem.broken, o, lse),
-        TERMS=problem.terms if given.terms else 1,
-        PROBE_TERMS=given.terms,
-        SOLVED=ridge is not None,
-    )
-    accumulate = accumulation_dtype(q.dtype)
-    return Forward(o, lse.to(accumulate), kbar, g, residual.to(accumulate), iterations)
+    kbar, g = _saved(q, solved, saved)
+    return Forward(o, lse, kbar, g, residual, iterations)
 
 
 def backward(
@@ -89,73 +71,116 @@ def backward(
     options: Options,
 ) -> Gradients:
     """See ``flashlla.ops.types``."""
-    problem = Problem(q, k, v, layout, options)
-    solved = ridge is not None
+    solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
+    per_row = {"size": q.shape[:3], "dtype": accumulate, "device": q.device}
     grads = Gradients(
         dq=torch.empty(q.shape, dtype=q.dtype, device=q.device),
         dk=torch.empty(k.shape, dtype=k.dtype, device=q.device),
         dv=torch.empty(v.shape, dtype=v.dtype, device=q.device),
         dprobe=None if probe is None else torch.empty(q.shape, dtype=q.dtype, device=q.device),
-        dridge=problem.empty_rows() if solved else None,
-        dgate=problem.empty_rows(),
+        dridge=torch.empty(**per_row) if solved else None,
+        dgate=torch.empty(**per_row),
     )
-    planes = torch.empty(PLANES, *q.shape[:3], dtype=problem.state_dtype, device=q.device)
-    if not solved:
-        kbar = problem.empty_rows(q.shape[-1])
-    f = problem.empty_rows(q.shape[-1]) if solved else problem.empty_rows(0)
-    given = _Probe(problem, probe, g if solved else None)
-    f_terms = problem.probe_terms if solved else 0
-    ridge = q if ridge is None else ridge
-    tensors = (q, *strides(q), k, *strides(k), v, *strides(v), do, *strides(do))
-    per_row = (ridge, *strides(ridge), gate, *strides(gate))
-    problem.launch(
+    for part in parts(q, k, v, solved, layout, options):
+        if solved:
+            state = _Solved(None, kbar, g) if part.saves else _solve(part, ridge, gate)
+        else:
+            state = _Solved(None, part.state(q.shape[-1]), g)
+        _backward_part(part, do, probe, ridge, gate, state, grads)
+    return grads
+
+
+class _Solved(NamedTuple):
+    """What solving leaves of the rows of one part: lse, kbar, and the probe as ``solve.store_split`` stores it."""
+
+    lse: Tensor | None
+    kbar: Tensor
+    g: Tensor
+
+
+def _solve(part: Problem, ridge, gate, iterations: Tensor | None = None, residual: Tensor | None = None) -> _Solved:
+    """Probes of the rows of one part; iterations and residual are filled in if they are wanted."""
+    dim = part.q.shape[-1]
+    state = _Solved(part.state(), part.state(dim), part.state(dim))
+    if iterations is None:
+        iterations = torch.empty(part.q.shape[:3], dtype=torch.int32, device=part.q.device)
+    part.launch(
+        probe_fwd_kernel,
+        "probe_fwd",
+        *(*part.tensors, ridge, *strides(ridge), gate, *strides(gate), part.broken),
+        *(state.lse, state.kbar, part.split(state.g), iterations),
+        TERMS=part.terms,
+        PROBE_TERMS=part.probe_terms,
+        DIRECT=part.direct,
+    )
+    if part.direct:
+        direct.solve(part, part.split(state.g), state.lse, state.kbar, ridge)
+    if residual is not None:
+        part.launch(
+            residual_kernel,
+            "probe_fwd",
+            *(*part.tensors, ridge, *strides(ridge), part.broken),
+            *(state.lse, state.kbar, part.split(state.g), residual),
+            TERMS=part.terms,
+            PROBE_TERMS=part.probe_terms,
+        )
+    return state
+
+
+def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads: Gradients) -> None:
+    """Gradients of the rows of one part, and what they add to those of keys and values."""
+    solved = ridge is not None
+    planes = part.state(planes=PLANES)
+    f = part.split(part.state(part.q.shape[-1] if solved else 0))
+    given = _Probe(part, probe, state if solved else None)
+    f_terms = part.probe_terms if solved else 0
+    tensors = (*part.tensors, do, *strides(do))
+    per_row = (part.q if ridge is None else ridge, *strides(ridge), gate, *strides(gate))
+    part.launch(
         adjoint_bwd_kernel,
         "adjoint_bwd",
-        *(*tensors, *per_row, problem.broken, kbar, planes[LSE.value], planes[EBAR.value]),
-        *(_split_rows(f, q), q if probe is None else grads.dprobe),
-        TERMS=problem.terms,
+        *(*tensors, *per_row, part.broken, state.kbar, planes[LSE.value], planes[EBAR.value], f),
+        part.q if probe is None else grads.dprobe,
+        TERMS=part.terms,
         F_TERMS=f_terms,
         SOLVED=solved,
         GIVEN=probe is not None,
-        DIRECT=problem.direct,
+        DIRECT=part.direct,
     )
-    if solved and problem.direct:
-        direct.solve(problem, _split_rows(f, q), planes[LSE.value], kbar, ridge)
-    problem.launch(
+    if solved and part.direct:
+        direct.solve(part, f, planes[LSE.value], state.kbar, ridge)
+    terms = {"PROBE_TERMS": given.terms, "F_TERMS": f_terms}
+    part.launch(
         rows_bwd_kernel,
         "rows_bwd",
-        *(*tensors, *given.operand, *per_row, problem.broken, kbar, _split_rows(f, q)),
-        *(planes, planes.stride(0), grads.dq, grads.dridge if solved else q, grads.dgate),
-        PROBE_TERMS=given.terms,
-        F_TERMS=f_terms,
+        *(*tensors, *given.operand, *per_row, part.broken, state.kbar, f, planes, planes.stride(0)),
+        *(grads.dq, grads.dridge if solved else part.q, grads.dgate),
+        **terms,
     )
-    problem.launch(
+    part.launch(
         keys_bwd_kernel,
         "keys_bwd",
-        *(*tensors, *given.operand, _split_rows(f, q), planes, planes.stride(0), grads.dk, grads.dv),
+        *(*tensors, *given.operand, f, planes, planes.stride(0), grads.dk, grads.dv),
         over_keys=True,
-        PROBE_TERMS=given.terms,
-        F_TERMS=f_terms,
-    )
-    accumulate = accumulation_dtype(q.dtype)
-    return grads._replace(
-        dridge=None if grads.dridge is None else grads.dridge.to(accumulate), dgate=grads.dgate.to(accumulate)
+        **terms,
     )
 
 
 class _Probe:
     """The probe as kernels take it: a pointer, its strides, and how many terms make it up (0: there is none)."""
 
-    def __init__(self, problem: Problem, probe: Tensor | None, g: Tensor | None):
-        if g is not None:
-            g = _split_rows(g, problem.q)
-            self.operand, self.terms = (g, *strides(g)), problem.probe_terms
+    def __init__(self, part: Problem, probe: Tensor | None, state: _Solved | None):
+        if state is not None:
+            self.operand, self.terms = (part.split(state.g), 0, 0, 0), part.probe_terms
         elif probe is not None:
             self.operand, self.terms = (probe, *strides(probe)), 1
         else:
-            self.operand, self.terms = (problem.q, 0, 0, 0), 0
+            self.operand, self.terms = (part.q, 0, 0, 0), 0
 
 
-def _split_rows(t: Tensor, q: Tensor) -> Tensor:
-    """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: the same bytes, hi and lo."""
-    return t.view(q.dtype) if t.dtype == torch.float32 else t
+def _saved(q: Tensor, solved: bool, state: _Solved | None) -> tuple[Tensor, Tensor]:
+    """kbar and g for the backward pass, in the shapes that ``flashlla._library`` promises."""
+    if state is not None:
+        return state.kbar, state.g
+    dtype = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
+    return tuple(torch.empty(q.shape if solved else 0, dtype=dtype, device=q.device) for _ in range(2))

@@ -43,6 +43,12 @@ DENSE = tl.constexpr(0)
 PACKED = tl.constexpr(1)
 CACHE = tl.constexpr(2)
 
+# Rows that a launch takes. A row that sees few keys has a singular covariance and a probe of size 1 / ridge, most of
+# which meets no key and must cancel: whatever the operands, such rows are worked on in float64, by a launch of their own.
+ALL = tl.constexpr(0)
+MANY = tl.constexpr(1)
+FEW = tl.constexpr(2)
+
 
 # ---- products --------------------------------------------------------------------------------------------
 
@@ -62,14 +68,25 @@ def product(a, b, ACC: tl.constexpr):
 
 
 @triton.jit
+def narrow(x, OPERAND: tl.constexpr):
+    """x in dtype OPERAND, rounded to nearest. The interpreter truncates to bfloat16, so it is helped."""
+    if INTERPRETED and OPERAND == tl.bfloat16:
+        x = x.to(tl.float32)
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+        x = tl.where(is_finite(x), rounded, x)
+    return x.to(OPERAND)
+
+
+@triton.jit
 def split(x, OPERAND: tl.constexpr, TERMS: tl.constexpr):
     """x as ``hi + lo`` of dtype OPERAND, and the number that a product with TERMS terms uses.
 
     What two terms leave out, 2^-17 of x at most, is less than what it would cost to account for it.
     """
-    hi = x.to(OPERAND)
+    hi = narrow(x, OPERAND)
     rounded = hi.to(x.dtype)
-    lo = (x - rounded).to(OPERAND)
+    lo = narrow(x - rounded, OPERAND)
     return hi, lo, x if TERMS == 2 else rounded
 
 
@@ -110,6 +127,8 @@ class Place(NamedTuple):
     k_start: tl.tensor  # int64
     k_len: tl.tensor
     first: tl.tensor  # first row (or key) of the tile
+    sequence: tl.tensor  # int64
+    few: tl.tensor  # a row with so many keys or fewer sees few
 
 
 class Sequences(NamedTuple):
@@ -124,7 +143,7 @@ class Sequences(NamedTuple):
 
 
 @triton.jit
-def locate(sequences, tile, tiles, heads, BLOCK: tl.constexpr, LAYOUT: tl.constexpr):
+def locate(sequences, tile, tiles, heads, few, BLOCK: tl.constexpr, LAYOUT: tl.constexpr):
     """The place of one of ``tiles * heads * batch`` tiles: heads outermost, so that those that run at one time
     read the same keys; in a head the longest rows first. A packed tile is looked up in a table of (sequence,
     tile in it); entries of -1 fill it up, and such a tile lies behind its sequence.
@@ -132,9 +151,10 @@ def locate(sequences, tile, tiles, heads, BLOCK: tl.constexpr, LAYOUT: tl.conste
     i_tile, flat = tile % tiles, tile // tiles
     head, batch = (flat % heads).to(tl.int64), (flat // heads).to(tl.int64)
     q_len, k_len = sequences.q_len, sequences.k_len
-    q_start, k_start = batch * 0, batch * 0
+    q_start, k_start, sequence = batch * 0, batch * 0, batch
     if LAYOUT == PACKED:
         i_sequence = tl.load(sequences.p_tiles + 2 * i_tile)
+        sequence = i_sequence.to(tl.int64)
         first = tl.load(sequences.p_tiles + 2 * i_tile + 1) * BLOCK
         exists = i_sequence >= 0
         q_start = tl.load(sequences.p_cu_q + i_sequence, mask=exists, other=0).to(tl.int64)
@@ -146,7 +166,7 @@ def locate(sequences, tile, tiles, heads, BLOCK: tl.constexpr, LAYOUT: tl.conste
         first = (tiles - 1 - i_tile) * BLOCK
         if LAYOUT == CACHE:
             k_len = tl.load(sequences.p_lengths + batch).to(tl.int32)
-    return Place(batch, head, q_start, q_len, k_start, k_len, first)
+    return Place(batch, head, q_start, q_len, k_start, k_len, first, sequence, few)
 
 
 # ---- what a row sees -------------------------------------------------------------------------------------
@@ -162,6 +182,31 @@ def bounds(row, place, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
     if WINDOW:
         lo = tl.maximum(hi - window, 0)
     return lo, hi
+
+
+@triton.jit
+def members(place, rows, hi, ROWS: tl.constexpr):
+    """The rows of a tile that exist and are this launch's."""
+    chosen = rows < place.q_len
+    if ROWS == MANY:
+        chosen = chosen & ((hi > place.few) | (hi == 0))
+    if ROWS == FEW:
+        chosen = chosen & (hi > 0) & (hi <= place.few)
+    return chosen
+
+
+@triton.jit
+def has_members(place, window, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr):
+    """Whether a tile of rows has any that are this launch's."""
+    some = place.first < place.q_len
+    if ROWS != ALL:
+        _, fewest = bounds(place.first, place, window, CAUSAL, WINDOW)
+        _, most = bounds(tl.minimum(place.first + BLOCK_M, place.q_len) - 1, place, window, CAUSAL, WINDOW)
+        if ROWS == MANY:
+            some = some & ((most > place.few) | (fewest == 0))
+        else:
+            some = some & (most > 0) & (fewest <= place.few)
+    return some
 
 
 class Span(NamedTuple):
@@ -185,18 +230,35 @@ def key_span(place, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL
 
 
 @triton.jit
-def row_span(place, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """The rows that see the keys of a tile, which begins at ``place.first``."""
+def row_span(
+    place,
+    window,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The rows of this launch that see the keys of a tile, which begins at ``place.first``."""
     first, last = place.first, tl.minimum(place.first + BLOCK_N, place.k_len) - 1
     begin, full_begin = first * 0, first * 0
     end, full_end = first * 0 + place.q_len, first * 0 + place.q_len
+    offset = place.k_len - place.q_len
     if CAUSAL:
-        offset = place.k_len - place.q_len
         begin = tl.maximum(first - offset, 0)
         full_begin = tl.maximum(last - offset, 0)
         if WINDOW:
             end = tl.minimum(tl.maximum(last - offset + window, 0), place.q_len)
             full_end = tl.minimum(tl.maximum(first - offset + window, 0), place.q_len)
+    if ROWS != ALL:  # rows that see few keys come first, or a sequence without a mask has no others
+        if CAUSAL:
+            border = tl.minimum(tl.maximum(place.few - offset, 0), place.q_len)
+        else:
+            border = tl.where(place.k_len <= place.few, place.q_len, 0)
+        if ROWS == MANY:
+            begin, full_begin = tl.maximum(begin, border), tl.maximum(full_begin, border)
+        else:
+            end, full_end = tl.minimum(end, border), tl.minimum(full_end, border)
     full_begin = (full_begin + BLOCK_M - 1) // BLOCK_M * BLOCK_M
     full_end = tl.maximum(full_end // BLOCK_M * BLOCK_M, full_begin)
     return Span(begin // BLOCK_M * BLOCK_M, full_begin, full_end, end)
@@ -310,6 +372,16 @@ def own_rows(place, rows, total, heads):
 def all_finite(x):
     """Rows of x without NaN or infinity: x - x is 0 for finite numbers alone."""
     return tl.sum(tl.where(x - x == 0, 0, 1), 1) == 0
+
+
+@triton.jit
+def state_rows(place, rows, total, heads, CAUSAL: tl.constexpr, ROWS: tl.constexpr):
+    """Numbers of rows in what a launch keeps of them: ``own_rows``, but rows that see few keys of causal sequences
+    are packed, at most ``few`` of a sequence."""
+    if CAUSAL and ROWS == FEW:
+        first = tl.maximum(place.q_len - place.k_len, 0)
+        return (place.sequence * place.few + rows - first) * heads + place.head
+    return own_rows(place, rows, total, heads)
 
 
 @triton.jit

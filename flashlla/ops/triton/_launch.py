@@ -6,43 +6,100 @@ import ctypes
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from flashlla.ops.triton import _common, _configs, _runtime
 from flashlla.ops.triton.broken import count_broken
 from flashlla.ops.types import Layout, Options
 
+ALL, MANY, FEW = (_common.ALL.value, _common.MANY.value, _common.FEW.value)
 HALF = (torch.bfloat16, torch.float16)
 NO_STRIDES = (0, 0, 0)
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and of all solver state for operands of ``dtype``."""
-    return torch.float32 if dtype in HALF else torch.float64
+def few_keys(q: Tensor) -> int:
+    """A row with so many visible keys or fewer has a covariance that is singular, or nearly so."""
+    return q.shape[-1] + q.shape[-1] // 4
+
+
+def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options: Options) -> list[Problem]:
+    """The launches that a call is made of: one, or one for rows that see many keys and one for those that see few.
+
+    Only a solved probe of half precision operands needs two.
+    """
+    call = (q, k, v, layout, options, count_broken(k, v))
+    if q.dtype not in HALF or not solved:
+        return [Problem(*call)]
+    most = options.window_size if 0 < options.window_size < k.shape[1] else k.shape[1]
+    if most <= few_keys(q):
+        return [Problem(*call, wide=True)]
+    if layout == Layout() and not options.causal:
+        return [Problem(*call, rows=MANY)]
+    return [Problem(*call, rows=MANY), Problem(*call, rows=FEW, wide=True)]
 
 
 class Problem:
-    """One call: its operands, and what every launch needs of them."""
+    """One call, or the rows of it that see few (or many) keys: its operands, and what every launch needs of them.
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options):
+    Args:
+        broken: of ``count_broken``.
+        rows: which rows, one of ``ALL``, ``MANY`` and ``FEW`` of ``_common``.
+        wide: in float64 whatever the operands; float32 is always.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        options: Options,
+        broken: Tensor,
+        rows: int = ALL,
+        wide: bool = False,
+    ):
         self.q, self.k, self.v, self.layout, self.options = q, k, v, layout, options
-        self.state_dtype = state_dtype(q.dtype)
-        self.half = q.dtype in HALF
+        self.broken, self.rows = broken, rows
+        half = q.dtype in HALF
+        self.wide = wide or not half
+        self.saves = self.wide != half  # its state is what the backward pass gets back, and is not computed again
+        self.dtype = torch.float64 if self.wide else torch.float32
+        self.few = few_keys(q)
+        if wide and half:  # the part of their right-hand side that meets no key hides the residual of the rest
+            self.options = options._replace(rtol=options.rtol / 16)
         # Weights are split unless the tolerance asks for less than their rounding leaves.
-        self.terms = 2 if self.half and options.rtol < torch.finfo(q.dtype).eps else 1
-        self.probe_terms = 2 if self.half else 1
+        self.terms = 1 if self.wide or options.rtol >= torch.finfo(q.dtype).eps else 2
+        self.probe_terms = 1 if self.wide else 2
         # The kernels of this backend iterate unless told otherwise: docs/performance.md counts what either costs.
         self.direct = options.solver == "direct"
-        self.broken = count_broken(k, v)
         self.block_d, self.block_v = (max(16, triton.next_power_of_2(t.shape[-1])) for t in (q, v))
         self.empty = torch.empty(0, dtype=torch.int32, device=q.device)
 
-    def empty_rows(self, *last: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised tensor with one entry, or one vector, a row."""
-        return torch.empty(*self.q.shape[:3], *last, dtype=dtype or self.state_dtype, device=self.q.device)
+    @property
+    def tensors(self) -> tuple:
+        """q, k and v with their strides."""
+        return (self.q, *strides(self.q), self.k, *strides(self.k), self.v, *strides(self.v))
+
+    def split(self, t: Tensor) -> Tensor:
+        """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: the same bytes, hi and lo."""
+        return t if self.wide else t.view(self.q.dtype)
+
+    def state(self, *last: int, planes: int | None = None) -> Tensor:
+        """Uninitialised memory for what this launch keeps of its rows, numbered by ``state_rows``."""
+        rows = self.q.shape[:3]
+        if self.rows == FEW and self.options.causal:
+            rows = (self.sequences * self.few, rows[2])
+        shape = (*rows, *last) if planes is None else (planes, *rows, *last)
+        return torch.empty(shape, dtype=self.dtype, device=self.q.device)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences there are."""
+        return self.layout.packed[0].shape[0] - 1 if self.layout.packed else self.q.shape[0]
 
     def config(self, kernel: str) -> _configs.Config:
-        return _configs.heuristic(kernel, max(self.block_d, self.block_v), not self.half)
+        return _configs.heuristic(kernel, max(self.block_d, self.block_v), self.wide)
 
     def launch(
         self, kernel, name: str, *operands, over_keys: bool = False, grid: int | None = None, **constants
@@ -83,17 +140,19 @@ class Problem:
             self.q.shape[2],
             self.k.shape[2],
             options.window_size,
+            self.few,
             high,
             options.scale - high,
             *solver,
             **dims,
             BLOCK_M=config.BLOCK_M,
             BLOCK_N=config.BLOCK_N,
-            OPERAND=_common.OPERAND[self.q.dtype],
-            ACC=_common.ACC[self.q.dtype],
+            OPERAND=tl.float64 if self.wide else _common.OPERAND[self.q.dtype],
+            ACC=tl.float64 if self.wide else tl.float32,
             LAYOUT=self._layout(),
             CAUSAL=options.causal,
             WINDOW=0 < options.window_size < self.k.shape[1],
+            ROWS=self.rows,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             **constants,
@@ -111,6 +170,9 @@ class Problem:
         """
         total = (self.k if over_keys else self.q).shape[1]
         if not self.layout.packed:
+            if self.rows == FEW and self.options.causal and self.layout.seqlens_k is None:
+                few_rows = max(self.q.shape[1] - self.k.shape[1], 0) + self.few
+                total = min(total, self.few if over_keys else few_rows)
             return triton.cdiv(total, block), self.empty
         cu_q, cu_k = self.layout.packed
         own = (cu_k if over_keys else cu_q).diff().long()

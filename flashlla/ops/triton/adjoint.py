@@ -21,14 +21,17 @@ from flashlla.ops.triton._common import (
     find_keys,
     first_row,
     is_finite,
+    has_members,
     key_span,
     load_rows,
     locate,
-    own_rows,
+    members,
+    narrow,
     product,
     row_offsets,
     sees_broken,
     split,
+    state_rows,
     sweep,
     whole,
     whole_scale,
@@ -133,6 +136,7 @@ def adjoint_bwd_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     rtol,
@@ -153,6 +157,7 @@ def adjoint_bwd_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """For every row: lse (log2 of the sum of exponentials) and ebar in ACC; NaN in ebar marks a broken row.
 
@@ -160,17 +165,17 @@ def adjoint_bwd_kernel(
     the others write kbar, GIVEN dprobe as well.
     """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     value_dims = tl.arange(0, BLOCK_V)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
-    offsets = own_rows(place, rows, total, heads)
+    offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     mask = exists[:, None] & (dims < DIM)[None, :]
 
     q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
@@ -221,4 +226,5 @@ def adjoint_bwd_kernel(
         store_split(p_f, offsets, f, 1.0 / ridge, exists, dims, DIM, OPERAND, F_TERMS)
     if GIVEN:
         h = tl.where((fine | (lo >= hi))[:, None], h, float("nan"))
-        tl.store(p_dprobe + offsets[:, None] * DIM + dims[None, :], h.to(p_dprobe.dtype.element_ty), mask=mask)
+        # A given probe has no rows of their own: ROWS is ALL, where both numberings are one.
+        tl.store(p_dprobe + offsets[:, None] * DIM + dims[None, :], narrow(h, p_dprobe.dtype.element_ty), mask=mask)

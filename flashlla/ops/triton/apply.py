@@ -25,14 +25,18 @@ from flashlla.ops.triton._common import (
     find_keys,
     first_row,
     is_finite,
+    has_members,
     key_span,
     load_rows,
     locate,
+    members,
+    narrow,
     own_rows,
     product,
     row_offsets,
     sees_broken,
     split,
+    state_rows,
     sweep,
     whole,
     whole_scale,
@@ -144,6 +148,7 @@ def apply_fwd_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -160,21 +165,22 @@ def apply_fwd_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """o ``[rows, VALUE_DIM]`` in the dtype of its pointer and lse ``[rows]`` in ACC.
 
     A SOLVED probe is in units of 1 / ridge. PROBE_TERMS 0 is softmax attention.
     """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     value_dims = tl.arange(0, BLOCK_V)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
 
     q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
@@ -184,10 +190,11 @@ def apply_fwd_kernel(
     if PROBE_TERMS > 0:
         gate = tl.load(p_gate + row_offsets(place, rows, s_gb, s_gt, s_gh), mask=exists, other=1.0).to(ACC)
         unit += 1.0
+        offsets = row_offsets(place, rows, s_pb, s_pt, s_ph)
         if SOLVED:
+            offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS) * (PROBE_TERMS * DIM)
             ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists, other=1.0)
             unit = 1.0 / ridge.to(ACC)
-        offsets = row_offsets(place, rows, s_pb, s_pt, s_ph)
         g, g_lo = load_probe(p_g, offsets, DIM, exists, dims, DIM, PROBE_TERMS)
         g, g_lo = g.to(OPERAND), g_lo.to(OPERAND)
         whole_g = combine(g, g_lo, ACC, PROBE_TERMS)
@@ -211,5 +218,5 @@ def apply_fwd_kernel(
     lse = tl.where(seen, lse, -float("inf"))
     offsets = own_rows(place, rows, total, heads)
     mask = exists[:, None] & (value_dims < VALUE_DIM)[None, :]
-    tl.store(p_o + offsets[:, None] * VALUE_DIM + value_dims[None, :], o.to(p_o.dtype.element_ty), mask=mask)
+    tl.store(p_o + offsets[:, None] * VALUE_DIM + value_dims[None, :], narrow(o, p_o.dtype.element_ty), mask=mask)
     tl.store(p_lse + offsets, lse, mask=exists)

@@ -21,11 +21,14 @@ from flashlla.ops.triton._common import (
     bounds,
     find_keys,
     first_row,
+    has_members,
     key_span,
     load_rows,
     locate,
-    own_rows,
+    members,
+    narrow,
     row_offsets,
+    state_rows,
     sweep,
     whole,
     whole_scale,
@@ -116,6 +119,7 @@ def covariance_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -128,6 +132,7 @@ def covariance_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """SOME rows of the covariance of every row of a tile, ``[BLOCK_M, SOME, BLOCK_D]`` of its scratch.
 
@@ -135,20 +140,20 @@ def covariance_kernel(
     """
     part, chunk_tile = tl.program_id(0) % (BLOCK_D // SOME), tl.program_id(0) // (BLOCK_D // SOME)
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, first_tile + chunk_tile, tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, first_tile + chunk_tile, tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     some = part * SOME + tl.arange(0, SOME)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
 
     q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True)
     q = tl.where(q - q == 0, q, 0.0).to(OPERAND)
-    at = own_rows(place, rows, total, heads)
+    at = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     lse = tl.load(p_lse + at, mask=exists, other=0.0)
     _, first_hi = bounds(place.first, place, window, CAUSAL, WINDOW)
     last_lo, _ = bounds(tl.minimum(place.first + BLOCK_M, place.q_len) - 1, place, window, CAUSAL, WINDOW)
@@ -200,6 +205,7 @@ def system_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -213,16 +219,18 @@ def system_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Solve ``(Cov + ridge I) x = b`` for one row, in place of b, by conjugate gradients on the explicit matrix."""
     slot = tl.program_id(0)
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, first_tile + slot // BLOCK_M, tiles, heads, BLOCK_M, LAYOUT)
+    place = locate(sequences, first_tile + slot // BLOCK_M, tiles, heads, few, BLOCK_M, LAYOUT)
     row = place.first + slot % BLOCK_M
-    if row >= place.q_len:
+    _, hi = bounds(row, place, window, CAUSAL, WINDOW)
+    if members(place, row, hi, ROWS) == 0:
         return
     dims = tl.arange(0, BLOCK_D)
-    at = own_rows(place, row, total, heads)
+    at = state_rows(place, row, total, heads, CAUSAL, ROWS)
     ridge = tl.load(p_ridge + row_offsets(place, row, s_rb, s_rt, s_rh)).to(ACC)
     p_row = p_x + at * (TERMS * DIM) + dims
     b = tl.load(p_row, mask=dims < DIM, other=0.0).to(ACC)
@@ -247,10 +255,10 @@ def system_kernel(
             rr = new
             iteration += 1
         x = x * ridge
-        hi = x.to(OPERAND)
+        hi = narrow(x, OPERAND)
         tl.store(p_row, hi, mask=dims < DIM)
         if TERMS == 2:
-            tl.store(p_row + DIM, (x - hi.to(ACC)).to(OPERAND), mask=dims < DIM)
+            tl.store(p_row + DIM, narrow(x - hi.to(ACC), OPERAND), mask=dims < DIM)
 
 
 # ---- launches --------------------------------------------------------------------------------------------
@@ -264,29 +272,28 @@ def solve(problem: Problem, x: Tensor, lse: Tensor, kbar: Tensor, ridge: Tensor)
         lse: log2 of the sum of exponentials of every row, 0 where nothing is visible.
         kbar: weighted means of the keys.
     """
-    block, item = problem.block_d, torch.finfo(problem.state_dtype).bits // 8
+    block, item = problem.block_d, torch.finfo(problem.dtype).bits // 8
     rows = problem.config("covariance").BLOCK_M
     some = max(1, min(block, WIDTH // block))
     chunk = max(1, SCRATCH_BYTES // (rows * block * block * item))
     total = problem.tiles(rows, over_keys=False)[0] * problem.q.shape[0] * problem.q.shape[2]
     chunk = min(chunk, total)
-    scratch = torch.empty(chunk * rows, block, block, dtype=problem.state_dtype, device=x.device)
+    scratch = torch.empty(chunk * rows, block, block, dtype=problem.dtype, device=x.device)
     # float16 results are judged by a budget that single tf32 products do not leave room for.
     exact = 2 * problem.q.shape[-1] if problem.q.dtype == torch.bfloat16 else problem.k.shape[1] + 1
-    tensors = (problem.q, *strides(problem.q), problem.k, *strides(problem.k), problem.v, *strides(problem.v))
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
         problem.launch(
             covariance_kernel,
             "covariance",
-            *(*tensors, problem.broken, lse, kbar, scratch, first, exact),
+            *(*problem.tensors, problem.broken, lse, kbar, scratch, first, exact),
             grid=tiles * (block // some),
             SOME=some,
         )
         problem.launch(
             system_kernel,
             "system",
-            *(x, ridge, *strides(ridge), scratch, first, 4 * torch.finfo(problem.state_dtype).eps),
+            *(x, ridge, *strides(ridge), scratch, first, 4 * torch.finfo(problem.dtype).eps),
             grid=tiles * rows,
             TERMS=problem.probe_terms,
             MAX_ITERS=8 * block,

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from flashlla.ops.triton._common import (
+    FEW,
     LOG2_E,
     Keys,
     Place,
@@ -27,14 +28,18 @@ from flashlla.ops.triton._common import (
     dot,
     find_keys,
     first_row,
+    has_members,
     key_span,
     load_rows,
     locate,
+    members,
+    narrow,
     own_rows,
     product,
     row_offsets,
     row_span,
     split,
+    state_rows,
     sweep,
     whole,
     whole_scale,
@@ -123,8 +128,10 @@ def row_block(
             u = u * context.f_unit[:, None] - context.f_mean[:, None]
             cu += tl.sum(p * c * (gated - u), 1)
             y -= u * (1.0 + c)
-    hi, lo, py = split(p * y, k.dtype, 1)
-    return RowSums(accumulate(state.yk, hi, lo, k, 1), state.y + tl.sum(py, 1), ec, cu)
+    # At a small ridge y is large and cancels: rounded to one bfloat16, dq would not stay within its budget.
+    TERMS: tl.constexpr = 1 if ACC == tl.float64 else 2
+    hi, lo, py = split(p * y, k.dtype, TERMS)
+    return RowSums(accumulate(state.yk, hi, lo, k, TERMS), state.y + tl.sum(py, 1), ec, cu)
 
 
 @triton.jit
@@ -187,6 +194,7 @@ def rows_bwd_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -202,20 +210,21 @@ def rows_bwd_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """dq, dgate and dridge, and the planes that the sweep over rows reads. F_TERMS 0 is a probe that was not solved for."""
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     value_dims = tl.arange(0, BLOCK_V)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     original_scale = whole_scale(scale_hi, scale_lo, ACC)
-    offsets = own_rows(place, rows, total, heads)
+    offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     mask = exists[:, None] & (dims < DIM)[None, :]
 
     lse = tl.load(p_planes + LSE * plane + offsets, mask=exists, other=0.0)
@@ -239,6 +248,8 @@ def rows_bwd_kernel(
                 p_f, offsets * (F_TERMS * DIM), f_unit, kbar, exists, dims, fine, DIM, OPERAND, F_TERMS
             )
         probe_at = row_offsets(place, rows, s_pb, s_pt, s_ph)
+        if F_TERMS > 0:
+            probe_at = offsets * (PROBE_TERMS * DIM)
         g, g_lo, g_mean, _ = load_direction(
             p_g, probe_at, g_unit, kbar, exists, dims, fine, DIM, OPERAND, PROBE_TERMS
         )
@@ -271,17 +282,18 @@ def rows_bwd_kernel(
     dq = original_scale * (state.yk - state.y[:, None] * kbar) + f_vector
     dq = tl.where((lo < hi)[:, None], dq, 0.0)
     dq = tl.where(fine[:, None], dq, float("nan"))
-    tl.store(p_dq + offsets[:, None] * DIM + dims[None, :], dq.to(p_dq.dtype.element_ty), mask=mask)
+    own = own_rows(place, rows, total, heads)
+    tl.store(p_dq + own[:, None] * DIM + dims[None, :], narrow(dq, p_dq.dtype.element_ty), mask=mask)
     tl.store(p_planes + GATE * plane + offsets, gate, mask=exists)
     tl.store(p_planes + UNIT * plane + offsets, g_unit, mask=exists)
     tl.store(p_planes + G_MEAN * plane + offsets, g_mean, mask=exists)
     tl.store(p_planes + F_MEAN * plane + offsets, f_mean, mask=exists)
     tl.store(p_planes + Y_MEAN * plane + offsets, state.y, mask=exists)
     dgate = tl.where(fine, tl.where(lo < hi, state.ec, 0.0), float("nan"))
-    tl.store(p_dgate + offsets, dgate, mask=exists)
+    tl.store(p_dgate + own, dgate, mask=exists)
     if F_TERMS > 0:
         dridge = tl.where(fine, tl.where(lo < hi, -state.cu / ridge, 0.0), float("nan"))
-        tl.store(p_dridge + offsets, dridge, mask=exists)
+        tl.store(p_dridge + own, dridge, mask=exists)
 
 
 # ---- gradients of keys and values ------------------------------------------------------------------------
@@ -338,12 +350,13 @@ def key_block(
     PROBE_TERMS: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Weights are ``[keys, rows]`` here: keys stay, rows stream."""
     ACC: tl.constexpr = state.k.dtype
     rows = start + context.rows
     lo, hi = bounds(rows, context.place, context.window, CAUSAL, WINDOW)
-    exists = rows < context.place.q_len
+    exists = members(context.place, rows, hi, ROWS)
     lse = load_plane(context, LSE, rows, exists, MASKED)
     ebar = load_plane(context, EBAR, rows, exists, MASKED)
     y_mean = load_plane(context, Y_MEAN, rows, exists, MASKED)
@@ -384,19 +397,19 @@ def key_block(
             weight = p * (1.0 + c) * unit[None, :]
             if MASKED:
                 weight = tl.where(visible, weight, 0.0)
-            dk = dot((-weight).to(f.dtype), f, state.k)
+            dk = dot(narrow(-weight, f.dtype), f, state.k)
         else:
             dk = state.k
         weight = p * x * unit[None, :]
         if MASKED:
             weight = tl.where(visible, weight, 0.0)
-        dk = dot(weight.to(g.dtype), g, dk)
+        dk = dot(narrow(weight, g.dtype), g, dk)
     else:
         dk = state.k
     ds = context.scale * p * (y - y_mean[None, :])
     if MASKED:
         ds, a = tl.where(visible, ds, 0.0), tl.where(visible, a, 0.0)
-    return KeySums(dot(ds.to(q.dtype), q, dk), dot(a.to(do.dtype), do, state.v))
+    return KeySums(dot(narrow(ds, q.dtype), q, dk), dot(narrow(a, do.dtype), do, state.v))
 
 
 @triton.jit
@@ -437,6 +450,7 @@ def keys_bwd_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -452,13 +466,19 @@ def keys_bwd_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """dk and dv of a block of keys of one key head, summed over the query heads of its group."""
+    """dk and dv of a block of keys of one key head, summed over the query heads of its group.
+
+    The launch for rows that see FEW keys comes second and adds its share.
+    """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, kv_heads, BLOCK_N, LAYOUT)
+    place = locate(sequences, tl.program_id(0), tiles, kv_heads, few, BLOCK_N, LAYOUT)
     if place.first >= place.k_len:
         return
-    span = row_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
+    if ROWS == FEW and place.first >= few:
+        return
+    span = row_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW, ROWS)
     numbers, rows, dims = place.first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     value_dims = tl.arange(0, BLOCK_V)
     exists = numbers < place.k_len
@@ -472,8 +492,21 @@ def keys_bwd_kernel(
     group = heads // kv_heads
     for member in range(0, group):
         head = place.head * group + member
-        at = Place(place.batch, head, place.q_start, place.q_len, place.k_start, place.k_len, place.first)
-        own = own_rows(at, 0, total, heads)
+        at = Place(
+            place.batch,
+            head,
+            place.q_start,
+            place.q_len,
+            place.k_start,
+            place.k_len,
+            place.first,
+            place.sequence,
+            place.few,
+        )
+        own = state_rows(at, 0, total, heads, CAUSAL, ROWS)
+        g_first, s_g = first_row(p_g, at, s_pb, s_pt, s_ph), s_pt
+        if F_TERMS > 0:
+            g_first, s_g = p_g + own * (PROBE_TERMS * DIM), heads * (PROBE_TERMS * DIM)
         context = KeyContext(
             k,
             v,
@@ -488,22 +521,29 @@ def keys_bwd_kernel(
             s_qt,
             first_row(p_do, at, s_db, s_dt, s_dh),
             s_dt,
-            first_row(p_g, at, s_pb, s_pt, s_ph),
-            s_pt,
+            g_first,
+            s_g,
             p_f + own * (F_TERMS * DIM),
             heads * (F_TERMS * DIM),
             p_planes + own,
             plane,
             heads,
         )
-        state = sweep_rows(state, context, span, BLOCK_M, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW)
+        state = sweep_rows(state, context, span, BLOCK_M, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
 
     key_head = (place.batch * k_len + place.k_start + numbers) * kv_heads + place.head
     mask = exists[:, None] & (dims < DIM)[None, :]
-    tl.store(p_dk + key_head[:, None] * DIM + dims[None, :], state.k.to(p_dk.dtype.element_ty), mask=mask)
+    store_sum(p_dk, key_head[:, None] * DIM + dims[None, :], state.k, mask, ROWS == FEW)
     mask = exists[:, None] & (value_dims < VALUE_DIM)[None, :]
-    at = p_dv + key_head[:, None] * VALUE_DIM + value_dims[None, :]
-    tl.store(at, state.v.to(p_dv.dtype.element_ty), mask=mask)
+    store_sum(p_dv, key_head[:, None] * VALUE_DIM + value_dims[None, :], state.v, mask, ROWS == FEW)
+
+
+@triton.jit
+def store_sum(p, offsets, x, mask, ADD: tl.constexpr):
+    """Store x; ADD: on top of what an earlier launch left."""
+    if ADD:
+        x += tl.load(p + offsets, mask=mask, other=0.0).to(x.dtype)
+    tl.store(p + offsets, narrow(x, p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -518,13 +558,14 @@ def sweep_rows(
     PROBE_TERMS: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """``_common.sweep`` over rows: the blocks at the diagonal come first."""
     if CAUSAL:
         for start in range(span.begin, tl.minimum(span.full_begin, span.end), BLOCK):
-            state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW)
+            state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
     for start in range(span.full_begin, span.full_end, BLOCK):
-        state = key_block(state, context, start, False, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW)
+        state = key_block(state, context, start, False, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
     for start in range(span.full_end, span.end, BLOCK):
-        state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW)
+        state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
     return state

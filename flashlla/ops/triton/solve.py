@@ -27,14 +27,18 @@ from flashlla.ops.triton._common import (
     find_keys,
     first_row,
     is_finite,
+    has_members,
     key_span,
     load_rows,
     locate,
+    members,
+    narrow,
     own_rows,
     product,
     row_offsets,
     sees_broken,
     split,
+    state_rows,
     sweep,
     whole,
     whole_scale,
@@ -218,7 +222,7 @@ def conjugate_gradients(
     iterations = tl.zeros_like(lse).to(tl.int32)
     iteration = 0
     while (iteration < max_iters) & (tl.max(active.to(tl.int32), 0) > 0):
-        d = d.to(q.dtype).to(b.dtype)
+        d = narrow(d, q.dtype).to(b.dtype)
         ad = covariance_times(
             d, q, scale, lse, lo, hi, keys, columns, dims, kbar, ridge, span, DIM, WINDOW, TERMS, 1
         )
@@ -301,6 +305,7 @@ def probe_fwd_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     rtol,
@@ -316,19 +321,20 @@ def probe_fwd_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
     DIRECT: tl.constexpr,
 ):
     """kbar ``[rows, DIM]`` and lse ``[rows]`` (log2 of the sum of exponentials) in ACC, and the probe in units of
     1 / ridge, split. With DIRECT its right-hand side takes its place: ``direct.py`` solves."""
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
 
     ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists, other=1.0).to(ACC)
@@ -356,8 +362,9 @@ def probe_fwd_kernel(
         )
 
     offsets = own_rows(place, rows, total, heads)
-    tl.store(p_lse + offsets, lse, mask=exists)
     tl.store(p_iterations + offsets, iterations, mask=exists)
+    offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
+    tl.store(p_lse + offsets, lse, mask=exists)
     mask = exists[:, None] & (dims < DIM)[None, :]
     tl.store(p_kbar + offsets[:, None] * DIM + dims[None, :], kbar, mask=mask)
     store_split(p_g, offsets, g, 1.0 / ridge, exists, dims, DIM, OPERAND, PROBE_TERMS)
@@ -397,6 +404,7 @@ def residual_kernel(
     heads,
     kv_heads,
     window,
+    few,
     scale_hi,
     scale_lo,
     DIM: tl.constexpr,
@@ -410,19 +418,20 @@ def residual_kernel(
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Relative residual ``|b - (Cov + ridge I) g| / |b|`` of every row, ``b = q - kbar``: one more sweep."""
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
-    place = locate(sequences, tl.program_id(0), tiles, heads, BLOCK_M, LAYOUT)
-    if place.first >= place.q_len:
+    place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
+    if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
         return
     keys = find_keys(place, heads, kv_heads, k_len, p_k, s_kb, s_kt, s_kh, p_v, s_vb, s_vt, s_vh, p_broken)
     span = key_span(place, window, BLOCK_M, BLOCK_N, CAUSAL, WINDOW)
     rows, dims, columns = place.first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    exists = rows < place.q_len
     lo, hi = bounds(rows, place, window, CAUSAL, WINDOW)
+    exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
-    offsets = own_rows(place, rows, total, heads)
+    offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     mask = exists[:, None] & (dims < DIM)[None, :]
 
     ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists, other=1.0).to(ACC)
@@ -437,4 +446,5 @@ def residual_kernel(
     b = tl.where((lo < hi)[:, None], q.to(ACC) - kbar, 0.0)
     size = tl.sqrt(tl.sum(b * b, 1))
     residual = tl.sqrt(tl.sum((b - ag) * (b - ag), 1)) / tl.where(size > 0, size, 1.0)
+    offsets = own_rows(place, rows, total, heads)
     tl.store(p_residual + offsets, tl.where(lo < hi, residual, 0.0), mask=exists)
