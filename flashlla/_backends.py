@@ -44,7 +44,7 @@ def _triton_missing() -> str | None:
     except (ImportError, AttributeError) as error:
         return f"Triton 3.6 or later does not load ({error}); pip install 'triton>=3.6'"
     if not interpreted and not torch.cuda.is_available():
-        return "Triton kernels need a GPU that torch finds; for tests, TRITON_INTERPRET=1 interprets them on the CPU"
+        return "Triton kernels need a GPU that torch finds; TRITON_INTERPRET=1 interprets them, for tests"
     return None
 
 

@@ -16,6 +16,7 @@ VARIABLES = {
     "FLASHLLA_BACKEND": _env.backend,
     "FLASHLLA_ISA": _env.instruction_set,
     "FLASHLLA_NUM_THREADS": _env.num_threads,
+    "FLASHLLA_TUNING": _env.tuning,
 }
 # A trial call whose error against the reference is above this is no rounding.
 TRIAL_SHAPE, TRIAL_TOLERANCE = (1, 96, 2, 32), 1e-3
@@ -123,7 +124,10 @@ def _trials(device: str, problems: list[str]) -> dict[str, str]:
         problems.append(f"device {device}: {str(error).splitlines()[0]}")
         return {}
     for name in _backends.BACKENDS:
-        if _backends.rejection(name, q.device.type, q.dtype):
+        if (
+            _backends.rejection(name, q.device.type, q.dtype)
+            or q.device.type in _backends.BACKENDS[name].named_only
+        ):
             continue
         try:
             out = lla_attention(q, k, v, ridge=1.0, backend=name)

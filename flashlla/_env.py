@@ -25,3 +25,10 @@ def num_threads() -> int | None:
             f"FLASHLLA_NUM_THREADS={value!r} must be a positive integer; unset it to follow torch"
         )
     return int(value)
+
+
+def tuning() -> str | None:
+    """``FLASHLLA_TUNING``: folder of the configurations that ``flashlla tune`` measured; unset, heuristics
+    decide.
+    """
+    return os.environ.get("FLASHLLA_TUNING") or None

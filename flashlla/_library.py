@@ -50,7 +50,7 @@ def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
     accumulate = accumulation_dtype(q.dtype)
     rows, backend = q.shape[:3], rest[-2]
     state, state_dtype = q.shape, accumulate
-    if backend == "triton":  # keeps state in float64 for float32, and none of a probe that it did not solve for
+    if backend == "triton":  # keeps state in float64 for float32, and none where nothing is solved for
         state_dtype = torch.float64 if q.dtype == torch.float32 else accumulate
         state = q.shape if ridge is not None else (0,)
     return Forward(

@@ -1,4 +1,6 @@
-"""The command ``flashlla``: ``demo`` trains a small model, ``doctor`` says what this installation can do."""
+"""The command ``flashlla``: ``demo`` trains a small model, ``doctor`` says what this installation can do,
+``tune`` measures launch configurations on the GPU that is there.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ SIZES = {
     "batch": "sequences in one step",
 }
 FAILED, INTERRUPTED = 1, 130
+MAX_HEAD_DIM = 256  # as in flashlla._validation, without the import of torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_doctor(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -141,6 +145,49 @@ def _doctor(options: argparse.Namespace) -> int:
         return _fail(f"flashlla doctor: {error}")
     print(json.dumps(report, indent=1) if options.json else _doctor.as_text(report))
     return FAILED if report["problems"] else 0
+
+
+# ---- tune -------------------------------------------------------------------------------------------
+
+
+def _add_tune(commands) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="measure the fastest launch configurations of the Triton kernels on this GPU",
+        description="Measure block sizes, warps and stages of every Triton kernel on this GPU, and write the "
+        "fastest to a JSON file named after it. Calls use it when FLASHLLA_TUNING names its folder.",
+    )
+    parser.add_argument(
+        "--head-dim",
+        type=_whole(1),
+        nargs="+",
+        default=[64, 128],
+        metavar="D",
+        help="head dimensions: 64 128",
+    )
+    parser.add_argument("--length", type=_whole(1), default=4096, metavar="T", help="of the sequence: 4096")
+    parser.add_argument("--heads", type=_whole(1), default=16, metavar="H", help="batch times heads: 16")
+    parser.add_argument(
+        "--out", type=Path, default=Path("~/.cache/flashlla"), metavar="DIR", help="folder: ~/.cache/flashlla"
+    )
+    parser.set_defaults(command=_tune)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        return _fail("flashlla tune: torch finds no GPU, and there is nothing else to tune for")
+    from flashlla.ops.triton import tune, tuning
+
+    folder, device = options.out.expanduser(), tuning.device_name(torch.device("cuda"))
+    for head_dim in options.head_dim:
+        if head_dim > MAX_HEAD_DIM:
+            return _fail(f"flashlla tune: --head-dim {head_dim} is above the limit of {MAX_HEAD_DIM}")
+        configs = tune.tune(head_dim, options.length, options.heads, report=print)
+        path = tuning.save(folder, device, configs)
+    print(f"wrote {path}; to use it: export FLASHLLA_TUNING={folder}")
+    return 0
 
 
 # ---- values of options ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ a ``dq`` of exactly 0. For such problems pass ``floor``, see :func:`typical_norm
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 
@@ -112,16 +113,33 @@ def evaluate(
     """Call ``function(**operands, **options)``: ``"out"`` and, given ``do``, each gradient by name.
 
     ``operands`` are the floating tensors by argument name, ridge and gate included; everything else,
-    ``cu_seqlens`` too, is an option.
+    ``cu_seqlens`` too, is an option. The call runs where its backend does (:func:`device_of`); results come
+    back to the device of the operands.
     """
+    home, device = next(iter(operands.values())).device, device_of(options.get("backend"))
+    if device is not None:
+        operands, options = _to_device(operands, device), _to_device(options, device)
+        do = None if do is None else do.to(device)
     if do is None:
         with torch.no_grad():
-            return {"out": function(**operands, **options)}
+            return {"out": function(**operands, **options).to(home)}
     leaves = {name: t.detach().requires_grad_() for name, t in operands.items()}
     out = function(**leaves, **options)
     grads = torch.autograd.grad(out, list(leaves.values()), do.to(out.dtype), allow_unused=True)
     zeros = (torch.zeros_like(t) if g is None else g for g, t in zip(grads, operands.values(), strict=True))
-    return {"out": out.detach(), **dict(zip(leaves, zeros, strict=True))}
+    return {"out": out.detach().to(home), **{n: g.to(home) for n, g in zip(leaves, zeros, strict=True)}}
+
+
+def device_of(backend: str | None) -> str | None:
+    """Where a named backend has to run: ``"cuda"`` for Triton's compiled kernels, None for anywhere."""
+    if backend == "triton" and not importlib.import_module("triton").knobs.runtime.interpret:
+        return "cuda"
+    return None
+
+
+def _to_device(values: dict, device: str) -> dict:
+    """Tensors moved, with their strides; other values as they are."""
+    return {name: t.to(device) if isinstance(t, Tensor) else t for name, t in values.items()}
 
 
 def exact(

@@ -1,16 +1,16 @@
 """Compile the Triton kernels that a call would launch, for any GPU and without one, and say what they use.
 
-    with recorded() as launches:
-        triton_backend.forward(...)         # any tensors; nothing runs
-    for launch in launches:
-        resources = compile_launch(launch, TARGETS["sm_90"])
+    python -m flashlla.testing.offline --target sm_90 --head-dim 64
 
-Needs kernels that are compiled, not interpreted: ``TRITON_INTERPRET`` must not be set.
+prints a JSON object a kernel. Needs kernels that are compiled, not interpreted: ``TRITON_INTERPRET`` must
+not be set.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import re
 import subprocess
 import tempfile
@@ -23,7 +23,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flashlla.ops.triton import _runtime
+from flashlla.ops import triton as backend
+from flashlla.ops.triton import _configs, _runtime
+from flashlla.ops.types import Layout, Options
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -69,19 +71,25 @@ class Resources(NamedTuple):
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Launches of the Triton backend are collected instead of run."""
+def recorded(target: str) -> Iterator[list[Launch]]:
+    """Launches of the Triton backend as on a target, one of ``TARGETS``, are collected instead of run."""
     launches: list[Launch] = []
+    architecture = target if target in _configs.TABLES else "small"
 
     def record(kernel, grid, *arguments, **constants):
         launches.append(Launch(kernel, grid, arguments, constants))
 
-    with mock.patch.object(_runtime, "run", record):
+    with (
+        mock.patch.object(_runtime, "run", record),
+        mock.patch.object(_configs, "architecture", lambda device: architecture),
+    ):
         yield launches
 
 
 def source_of(launch: Launch) -> ASTSource:
-    """The launch as Triton specialises it: divisibility by 16 of pointers and integers, integers that are 1."""
+    """The launch as Triton specialises it: divisibility by 16 of pointers and integers, integers that are
+    1.
+    """
     signature, constants, attributes = {}, {}, {}
     values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
     values |= {name: v for name, v in launch.constants.items() if name not in LAUNCH_OPTIONS}
@@ -130,11 +138,18 @@ def _cuobjdump(option: str, path: str) -> str:
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
-_PTX = {"wgmma": r"wgmma\.mma_async", "mma": r"\bmma\.sync", "tcgen05": r"tcgen05\.mma", "cp.async": r"cp\.async\.c[ag]"}
+_PTX = {
+    "wgmma": r"wgmma\.mma_async",
+    "mma": r"\bmma\.sync",
+    "tcgen05": r"tcgen05\.mma",
+    "cp.async": r"cp\.async\.c[ag]",
+}
 
 
 def _spills_in_loops(sass: str) -> int:
-    """Loads and stores of local memory between the target of a backward branch and that branch, innermost loops."""
+    """Loads and stores of local memory between the target of a backward branch and that branch, innermost
+    loops.
+    """
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
     addresses = [(int(address, 16), text) for address, text in lines]
     loops = []
@@ -156,3 +171,87 @@ def _hip_resources(compiled) -> Resources:
     spilled = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)[1])
     mfma = {"mfma": len(re.findall(r"v_mfma", assembly))}
     return Resources(compiled.metadata.shared, registers, 4 * spilled, None, mfma)
+
+
+# ---- calls that need every kernel, and every option of it ------------------------------------------------
+
+# One call, changed in one thing at a time.
+VARIANTS: dict[str, dict] = {
+    "plain": {},
+    "direct": {"solver": "direct"},
+    "parallax": {"member": "parallax"},
+    "softmax": {"member": "softmax"},
+    "full": {"causal": False},
+    "window": {"window_size": 256},
+    "packed": {"packed": True},
+    "cache": {"cache": True},
+    "grouped": {"kv_heads": 1},
+    "float16": {"dtype": torch.float16},
+    "float32": {"dtype": torch.float32},
+    "loose": {"rtol": 2e-2},
+    "odd": {"head_dim_change": -3},
+}
+ONCE = ("plain", "direct")  # these two have every kernel
+
+
+def launches_of(
+    target: str,
+    head_dim: int,
+    *,
+    member: str = "lla",
+    dtype: torch.dtype = torch.bfloat16,
+    solver: str = "cg",
+    causal: bool = True,
+    window_size: int = 0,
+    packed: bool = False,
+    cache: bool = False,
+    kv_heads: int = 2,
+    rtol: float = 1e-4,
+    head_dim_change: int = 0,
+) -> list[Launch]:
+    """What a forward and a backward pass launch on a target, every kernel and specialisation once."""
+    length, heads, dim = 1024, 2, head_dim + head_dim_change
+    q = torch.empty(1, length, heads, dim, dtype=dtype)
+    k = torch.empty(1, length, kv_heads, dim, dtype=dtype)
+    probe = q if member == "parallax" else None
+    ridge, gate = (torch.ones(1, length, heads) for _ in range(2))
+    ridge = ridge if member == "lla" else None
+    bounds = torch.tensor([0, 300, length])
+    layout = Layout(cu_seqlens_q=bounds) if packed else Layout(seqlens_k=bounds[-1:]) if cache else Layout()
+    options = Options(dim**-0.5, causal, window_size, solver, rtol, 2 * dim + 16)
+    with recorded(target) as launches:
+        out = backend.forward(q, k, k, probe, ridge, gate, layout, options, True)
+        if not cache:
+            backend.backward(q, q, k, k, probe, ridge, gate, out.kbar, out.g, layout, options)
+    return list({_identity(launch): launch for launch in launches}.values())
+
+
+def _identity(launch: Launch) -> tuple:
+    source = source_of(launch)
+    return launch.name, str(source.signature), str(source.constants), str(source.attrs)
+
+
+def main() -> None:
+    """Compile the launches of one target and head dimension; print what they use, one JSON object a line."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--target", required=True, choices=TARGETS)
+    parser.add_argument("--head-dim", required=True, type=int)
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all of them")
+    arguments = parser.parse_args()
+    done: set[tuple] = set()
+    for variant in arguments.variant or VARIANTS:
+        for launch in launches_of(arguments.target, arguments.head_dim, **VARIANTS[variant]):
+            if _identity(launch) in done:
+                continue
+            done.add(_identity(launch))
+            resources = compile_launch(launch, TARGETS[arguments.target])
+            wide = launch.constants.get("ACC") == triton.language.float64
+            row = {"kernel": launch.name, "variant": variant, "float64": wide, **launch.constants}
+            shown = {
+                name: value if isinstance(value, int | bool) else str(value) for name, value in row.items()
+            }
+            print(json.dumps({**shown, **resources._asdict()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,20 @@
 """Every test of this folder that takes ``backend`` runs on each of them. None is ever skipped: a compiled
-extension that does not load is a failure."""
+extension that does not load is a failure. Triton's kernels are left to machines with a GPU;
+tests/interpreter has them elsewhere.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 BACKENDS = ("blockwise", "cpu")
+ON_A_GPU = pytest.param("triton", marks=pytest.mark.gpu)
+# These call through flashlla.testing.numerics.evaluate, which takes the operands to the device of the
+# backend.
+WITH_TRITON = ("test_budget", "test_equalities", "test_nonfinite")
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        more = (ON_A_GPU,) if metafunc.module.__name__ in WITH_TRITON else ()
+        metafunc.parametrize("backend", (*BACKENDS, *more))

@@ -1,8 +1,9 @@
 """Triton kernels for training and prefill.
 
-A forward pass solves for the probe (``solve.py``, ``direct.py``) and applies it (``apply.py``); a backward pass prepares
-rows (``adjoint.py``) and then sums over keys and over rows (``gradients.py``). Parallax and softmax attention skip what
-they have no use for. Nothing of the operands is copied, nothing waits for the host, nothing is added atomically.
+A forward pass solves for the probe (``solve.py``, ``direct.py``) and applies it (``apply.py``); a backward
+pass prepares rows (``adjoint.py``) and then sums over keys and over rows (``gradients.py``). Parallax and
+softmax attention skip what they have no use for. Nothing of the operands is copied, nothing waits for the
+host, nothing is added atomically.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def forward(
     """See ``flashlla.ops.types``. Only a solved probe leaves something for its backward pass."""
     solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
     rows = q.shape[:3]
-    o, lse = (torch.empty(*rows, *last, dtype=t, device=q.device) for last, t in (((v.shape[-1],), q.dtype), ((), accumulate)))
+    o, lse = (
+        torch.empty(*rows, *last, dtype=t, device=q.device)
+        for last, t in (((v.shape[-1],), q.dtype), ((), accumulate))
+    )
     iterations = torch.zeros(rows, dtype=torch.int32, device=q.device)
     residual = torch.zeros(rows, dtype=accumulate, device=q.device)
     saved = None
@@ -47,7 +51,14 @@ def forward(
         part.launch(
             apply_fwd_kernel,
             "apply_fwd",
-            *(*part.tensors, *given.operand, q if ridge is None else ridge, *strides(ridge), gate, *strides(gate)),
+            *(
+                *part.tensors,
+                *given.operand,
+                q if ridge is None else ridge,
+                *strides(ridge),
+                gate,
+                *strides(gate),
+            ),
             *(part.broken, o, lse),
             TERMS=part.terms if given.terms else 1,
             PROBE_TERMS=given.terms,
@@ -91,14 +102,18 @@ def backward(
 
 
 class _Solved(NamedTuple):
-    """What solving leaves of the rows of one part: lse, kbar, and the probe as ``solve.store_split`` stores it."""
+    """What solving leaves of the rows of one part: lse, kbar, and the probe as ``solve.store_split`` stores
+    it.
+    """
 
     lse: Tensor | None
     kbar: Tensor
     g: Tensor
 
 
-def _solve(part: Problem, ridge, gate, iterations: Tensor | None = None, residual: Tensor | None = None) -> _Solved:
+def _solve(
+    part: Problem, ridge, gate, iterations: Tensor | None = None, residual: Tensor | None = None
+) -> _Solved:
     """Probes of the rows of one part; iterations and residual are filled in if they are wanted."""
     dim = part.q.shape[-1]
     state = _Solved(part.state(), part.state(dim), part.state(dim))
@@ -167,7 +182,9 @@ def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads:
 
 
 class _Probe:
-    """The probe as kernels take it: a pointer, its strides, and how many terms make it up (0: there is none)."""
+    """The probe as kernels take it: a pointer, its strides, and how many terms make it up (0: there is
+    none).
+    """
 
     def __init__(self, part: Problem, probe: Tensor | None, state: _Solved | None):
         if state is not None:

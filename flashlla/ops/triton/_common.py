@@ -9,9 +9,10 @@ bfloat16, float16      the same      float32
 float32, float64       float64       float64
 =====================  ============  =======
 
-Keys and values enter a product as they are, with no rounding. The other side of it is computed: it is rounded to
-``TERMS`` numbers of dtype OPERAND (``split``), and whatever is derived from it, such as the sum of weights that
-centres a mean, is derived from the rounded numbers. So rounding perturbs weights; it never breaks an identity.
+Keys and values enter a product as they are, with no rounding. The other side of it is computed: it is
+rounded to ``TERMS`` numbers of dtype OPERAND (``split``), and whatever is derived from it, such as the sum
+of weights that centres a mean, is derived from the rounded numbers. So rounding perturbs weights; it never
+breaks an identity.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ DENSE = tl.constexpr(0)
 PACKED = tl.constexpr(1)
 CACHE = tl.constexpr(2)
 
-# Rows that a launch takes. A row that sees few keys has a singular covariance and a probe of size 1 / ridge, most of
-# which meets no key and must cancel: whatever the operands, such rows are worked on in float64, by a launch of their own.
+# Rows that a launch takes. A row that sees few keys has a singular covariance and a probe of size 1 /
+# ridge, most of which meets no key and must cancel: whatever the operands, such rows are worked on in
+# float64, by a launch of their own.
 ALL = tl.constexpr(0)
 MANY = tl.constexpr(1)
 FEW = tl.constexpr(2)
@@ -70,7 +72,7 @@ def product(a, b, ACC: tl.constexpr):
 @triton.jit
 def narrow(x, OPERAND: tl.constexpr):
     """x in dtype OPERAND, rounded to nearest. The interpreter truncates to bfloat16, so it is helped."""
-    if INTERPRETED and OPERAND == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == OPERAND:
         x = x.to(tl.float32)
         bits = x.to(tl.int32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -144,9 +146,9 @@ class Sequences(NamedTuple):
 
 @triton.jit
 def locate(sequences, tile, tiles, heads, few, BLOCK: tl.constexpr, LAYOUT: tl.constexpr):
-    """The place of one of ``tiles * heads * batch`` tiles: heads outermost, so that those that run at one time
-    read the same keys; in a head the longest rows first. A packed tile is looked up in a table of (sequence,
-    tile in it); entries of -1 fill it up, and such a tile lies behind its sequence.
+    """The place of one of ``tiles * heads * batch`` tiles: heads outermost, so that those that run at one
+    time read the same keys; in a head the longest rows first. A packed tile is looked up in a table of
+    (sequence, tile in it); entries of -1 fill it up, and such a tile lies behind its sequence.
     """
     i_tile, flat = tile % tiles, tile // tiles
     head, batch = (flat % heads).to(tl.int64), (flat // heads).to(tl.int64)
@@ -196,7 +198,9 @@ def members(place, rows, hi, ROWS: tl.constexpr):
 
 
 @triton.jit
-def has_members(place, window, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr):
+def has_members(
+    place, window, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr
+):
     """Whether a tile of rows has any that are this launch's."""
     some = place.first < place.q_len
     if ROWS != ALL:
@@ -219,7 +223,9 @@ class Span(NamedTuple):
 
 
 @triton.jit
-def key_span(place, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+def key_span(
+    place, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
+):
     """The keys that the rows of a tile see; bounds never fall from row to row."""
     last = tl.minimum(place.first + BLOCK_M, place.q_len) - 1
     lo, common_end = bounds(place.first, place, window, CAUSAL, WINDOW)
@@ -323,12 +329,26 @@ def find_keys(place, heads, kv_heads, capacity, p_k, s_kb, s_kt, s_kh, p_v, s_vb
 
 
 @triton.jit
-def load_rows(p, stride, rows, exists, dims, DIM: tl.constexpr, MASKED: tl.constexpr):
-    """Rows of a matrix, ``[rows, dims]``, zeros where there is nothing."""
+def load_rows(p, stride, rows, exists, dims, OPERAND: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """Rows of a matrix in dtype OPERAND, ``[rows, dims]``, zeros where there is nothing."""
     pointers = p + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    if tl.float64 == OPERAND and p.dtype.element_ty.primitive_bitwidth == 16:
+        # Triton 3.6 lays float64 operands out by the width that they were loaded with, and then fails on 16
+        # bits. It does not look behind a branch; this one is always taken.
+        x = tl.zeros((rows.shape[0], dims.shape[0]), OPERAND)
+        if stride != -1:
+            x = load_masked(pointers, exists, dims, DIM, MASKED).to(OPERAND)
+        return x
+    else:
+        return load_masked(pointers, exists, dims, DIM, MASKED).to(OPERAND)
+
+
+@triton.jit
+def load_masked(pointers, exists, dims, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """What the pointers ``[rows, dims]`` point to, and zeros in rows and dimensions that do not exist."""
     if MASKED:
         return tl.load(pointers, mask=exists[:, None] & (dims < DIM)[None, :], other=0.0)
-    elif DIM != dims.shape[0]:
+    elif dims.shape[0] != DIM:
         return tl.load(pointers, mask=(dims < DIM)[None, :], other=0.0)
     else:
         return tl.load(pointers)
@@ -336,8 +356,9 @@ def load_rows(p, stride, rows, exists, dims, DIM: tl.constexpr, MASKED: tl.const
 
 @triton.jit
 def whole(keys, columns):
-    """Keys that exist and are finite. A masked entry still meets a weight of 0 in a product, and 0 times NaN is
-    NaN, so blocks under a mask read the others as zeros."""
+    """Keys that exist and are finite. A masked entry still meets a weight of 0 in a product, and 0 times
+    NaN is NaN, so blocks under a mask read the others as zeros.
+    """
     exists = columns < keys.length
     before = tl.load(keys.p_broken + columns, mask=exists, other=0)
     after = tl.load(keys.p_broken + columns + 1, mask=exists, other=0)
@@ -376,12 +397,24 @@ def all_finite(x):
 
 @triton.jit
 def state_rows(place, rows, total, heads, CAUSAL: tl.constexpr, ROWS: tl.constexpr):
-    """Numbers of rows in what a launch keeps of them: ``own_rows``, but rows that see few keys of causal sequences
-    are packed, at most ``few`` of a sequence."""
+    """Numbers of rows in what a launch keeps of them: ``own_rows``, but rows that see few keys of causal
+    sequences are packed, at most ``few`` of a sequence.
+    """
     if CAUSAL and ROWS == FEW:
         first = tl.maximum(place.q_len - place.k_len, 0)
         return (place.sequence * place.few + rows - first) * heads + place.head
     return own_rows(place, rows, total, heads)
+
+
+@triton.jit
+def scalar_rows(place, rows, total, heads, CAUSAL: tl.constexpr, ROWS: tl.constexpr):
+    """``state_rows`` for what is one number a row: heads outside, so that the rows of a tile lie side by
+    side.
+    """
+    if CAUSAL and ROWS == FEW:
+        first = tl.maximum(place.q_len - place.k_len, 0)
+        return (place.sequence * heads + place.head) * place.few + rows - first
+    return (place.batch * heads + place.head) * total + place.q_start + rows
 
 
 @triton.jit

@@ -1,26 +1,109 @@
-"""Block sizes, warps and pipeline stages of every kernel: a heuristic by head dimension and dtype."""
+"""Block sizes, warps and pipeline stages of every kernel, by architecture and head dimension.
+
+The table was made with ``flashlla.testing.offline``: the largest blocks whose inner loops spill no
+register, within the shared memory of the architecture. ``flashlla.ops.triton.tuning`` can measure better
+ones on the GPU that is there.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
+
+import torch
+import triton
+
+from flashlla import _env
+from flashlla.ops.triton import tuning
+from flashlla.ops.triton.tuning import Config
+
+KERNELS = ("probe_fwd", "apply_fwd", "adjoint_bwd", "rows_bwd", "keys_bwd")
+
+# Half precision operands; head dimensions are padded to a power of two and at least 16.
+LARGE = {  # 160 KiB of shared memory and more: sm_80, sm_90, sm_100
+    64: {
+        "probe_fwd": Config(64, 64, 4, 2),
+        "apply_fwd": Config(64, 64, 4, 3),
+        "adjoint_bwd": Config(64, 64, 4, 2),
+        "rows_bwd": Config(64, 64, 4, 3),
+        "keys_bwd": Config(32, 64, 4, 3),
+    },
+    128: {
+        "probe_fwd": Config(64, 64, 4, 2),
+        "apply_fwd": Config(64, 32, 4, 2),
+        "adjoint_bwd": Config(64, 64, 4, 2),
+        "rows_bwd": Config(64, 32, 4, 3),
+        "keys_bwd": Config(16, 64, 4, 3),
+    },
+    256: {
+        "probe_fwd": Config(64, 32, 8, 2),
+        "apply_fwd": Config(64, 32, 8, 2),
+        "adjoint_bwd": Config(64, 32, 8, 2),
+        "rows_bwd": Config(64, 16, 8, 1),
+        "keys_bwd": Config(16, 32, 8, 1),
+    },
+}
+SMALL = {  # 99 KiB: sm_86, sm_89, sm_120; 64 KiB: gfx9
+    64: {
+        "probe_fwd": Config(64, 32, 4, 2),
+        "apply_fwd": Config(64, 32, 4, 2),
+        "adjoint_bwd": Config(64, 32, 4, 2),
+        "rows_bwd": Config(64, 32, 4, 1),
+        "keys_bwd": Config(32, 64, 4, 1),
+    },
+    128: {
+        "probe_fwd": Config(64, 32, 8, 1),
+        "apply_fwd": Config(64, 32, 8, 1),
+        "adjoint_bwd": Config(64, 32, 8, 1),
+        "rows_bwd": Config(32, 32, 4, 1),
+        "keys_bwd": Config(16, 32, 4, 1),
+    },
+    256: {
+        "probe_fwd": Config(32, 16, 4, 1),
+        "apply_fwd": Config(32, 16, 4, 1),
+        "adjoint_bwd": Config(32, 16, 4, 1),
+        "rows_bwd": Config(16, 16, 4, 1),
+        "keys_bwd": Config(16, 16, 4, 1),
+    },
+}
+TABLES = {"sm_80": LARGE, "sm_90": LARGE, "sm_100": LARGE, "small": SMALL}
 
 
-class Config(NamedTuple):
-    """How a kernel is cut and launched: rows and keys of a block, warps of a program, stages of its pipeline."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int
-    num_stages: int
-
-
-KERNELS = ("probe_fwd", "apply_fwd", "adjoint_bwd", "rows_bwd", "keys_bwd", "covariance", "system")
+def architecture(device: torch.device) -> str:
+    """The row of ``TABLES`` for a device; one that is not known, and the interpreter, get the small blocks.
+    """
+    if device.type != "cuda" or triton.knobs.runtime.interpret or torch.version.hip:
+        return "small"
+    return _capability_name(torch.cuda.get_device_capability(device))
 
 
-def heuristic(kernel: str, block: int, wide: bool) -> Config:
-    """A configuration for a kernel, the larger of both (padded) head dimensions, and operands in float64."""
-    if kernel == "system":
-        return Config(heuristic("covariance", block, wide).BLOCK_M, 16, 1 if block <= 64 else 4, 1)
+@lru_cache
+def _capability_name(capability: tuple[int, int]) -> str:
+    name = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    return name.get(capability, "small")
+
+
+def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
+    """The configuration of a launch: a tuned one if there is one, else the heuristic's.
+
+    Args:
+        kernel: one of ``KERNELS``, or ``"covariance"`` or ``"system"`` of the direct solver.
+        block: the larger of both padded head dimensions.
+        wide: operands in float64.
+    """
+    if (folder := _env.tuning()) and not wide:
+        tuned = tuning.load(folder, tuning.device_name(device)).get(tuning.key(kernel, block))
+        if tuned is not None:
+            return tuned
+    return heuristic(kernel, architecture(device), block, wide)
+
+
+def heuristic(kernel: str, architecture: str, block: int, wide: bool) -> Config:
+    """The configuration for an :func:`architecture`; other arguments as for :func:`choose`."""
+    if kernel == "system":  # one row a program; its tiles are those of the covariances
+        return heuristic("covariance", architecture, block, wide)._replace(num_warps=1 if block <= 64 else 4)
+    if kernel == "covariance":
+        return Config(16, 16, 8, 1) if wide or architecture == "small" else Config(64, 32, 8, 1)
     if wide:
-        return Config(16, 16, 4, 1) if block > 128 else Config(32, 32 if block <= 64 else 16, 4, 1)
-    return Config(64, 64, 4, 2)
+        return Config(16, 16, 4, 1) if block > 64 else Config(32, 32, 4, 1)
+    table = TABLES[architecture]
+    return table[min(size for size in table if size >= block)][kernel]

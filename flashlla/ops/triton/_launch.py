@@ -24,7 +24,8 @@ def few_keys(q: Tensor) -> int:
 
 
 def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options: Options) -> list[Problem]:
-    """The launches that a call is made of: one, or one for rows that see many keys and one for those that see few.
+    """The launches that a call is made of: one, or one for rows that see many keys and one for those that
+    see few.
 
     Only a solved probe of half precision operands needs two.
     """
@@ -40,7 +41,8 @@ def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options
 
 
 class Problem:
-    """One call, or the rows of it that see few (or many) keys: its operands, and what every launch needs of them.
+    """One call, or the rows of it that see few (or many) keys: its operands, and what every launch needs of
+    them.
 
     Args:
         broken: of ``count_broken``.
@@ -63,15 +65,20 @@ class Problem:
         self.broken, self.rows = broken, rows
         half = q.dtype in HALF
         self.wide = wide or not half
-        self.saves = self.wide != half  # its state is what the backward pass gets back, and is not computed again
+        self.saves = (
+            self.wide != half
+        )  # its state is what the backward pass gets back, and is not computed again
         self.dtype = torch.float64 if self.wide else torch.float32
         self.few = few_keys(q)
-        if wide and half:  # the part of their right-hand side that meets no key hides the residual of the rest
+        if (
+            wide and half
+        ):  # the part of their right-hand side that meets no key hides the residual of the rest
             self.options = options._replace(rtol=options.rtol / 16)
         # Weights are split unless the tolerance asks for less than their rounding leaves.
         self.terms = 1 if self.wide or options.rtol >= torch.finfo(q.dtype).eps else 2
         self.probe_terms = 1 if self.wide else 2
-        # The kernels of this backend iterate unless told otherwise: docs/performance.md counts what either costs.
+        # The kernels of this backend iterate unless told otherwise: docs/performance.md counts what either
+        # costs.
         self.direct = options.solver == "direct"
         self.block_d, self.block_v = (max(16, triton.next_power_of_2(t.shape[-1])) for t in (q, v))
         self.empty = torch.empty(0, dtype=torch.int32, device=q.device)
@@ -82,7 +89,8 @@ class Problem:
         return (self.q, *strides(self.q), self.k, *strides(self.k), self.v, *strides(self.v))
 
     def split(self, t: Tensor) -> Tensor:
-        """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: the same bytes, hi and lo."""
+        """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: the same bytes, hi and lo.
+        """
         return t if self.wide else t.view(self.q.dtype)
 
     def state(self, *last: int, planes: int | None = None) -> Tensor:
@@ -99,7 +107,7 @@ class Problem:
         return self.layout.packed[0].shape[0] - 1 if self.layout.packed else self.q.shape[0]
 
     def config(self, kernel: str) -> _configs.Config:
-        return _configs.heuristic(kernel, max(self.block_d, self.block_v), self.wide)
+        return _configs.choose(kernel, self.q.device, max(self.block_d, self.block_v), self.wide)
 
     def launch(
         self, kernel, name: str, *operands, over_keys: bool = False, grid: int | None = None, **constants

@@ -1,4 +1,6 @@
-"""The one place where kernels are launched, so that a tool can see what a call launches (flashlla.testing.offline)."""
+"""The one place where kernels are launched, so that a tool can see what a call launches
+(flashlla.testing.offline).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """First half of the backward pass: what a row needs before anything can be summed over rows or keys.
 
-With ``e_j = do . v_j`` and its mean ``ebar``, the gradient of the probe is ``h = sum_j p_j (e_j - ebar)(k_j - kbar)``,
-and for a solved probe its adjoint ``f = (Cov + ridge I)^-1 gate h`` comes from the solver of the forward pass.
+With ``e_j = do . v_j`` and its mean ``ebar``, the gradient of the probe is ``h = sum_j p_j (e_j - ebar)(k_j
+- kbar)``, and for a solved probe its adjoint ``f = (Cov + ridge I)^-1 gate h`` comes from the solver of the
+forward pass.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from flashlla.ops.triton._common import (
     bounds,
     find_keys,
     first_row,
-    is_finite,
     has_members,
+    is_finite,
     key_span,
     load_rows,
     locate,
@@ -29,6 +30,7 @@ from flashlla.ops.triton._common import (
     narrow,
     product,
     row_offsets,
+    scalar_rows,
     sees_broken,
     split,
     state_rows,
@@ -76,9 +78,11 @@ def adjoint_block(
     exists = columns >= 0
     if MASKED:
         exists = whole(context.keys, columns)
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    v = load_rows(context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, VALUE_DIM, MASKED)
-    k, v = k.to(context.q.dtype), v.to(context.q.dtype)
+    OPERAND: tl.constexpr = context.q.dtype
+    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, OPERAND, DIM, MASKED)
+    v = load_rows(
+        context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, OPERAND, VALUE_DIM, MASKED
+    )
     ACC: tl.constexpr = state.ek.dtype
     s = product(context.q, tl.trans(k), ACC) * context.scale
     e = product(context.do, tl.trans(v), ACC) - context.reference[:, None]
@@ -161,8 +165,8 @@ def adjoint_bwd_kernel(
 ):
     """For every row: lse (log2 of the sum of exponentials) and ebar in ACC; NaN in ebar marks a broken row.
 
-    SOLVED reads kbar and writes f in units of 1 / ridge, split, or with DIRECT the right-hand side of its system;
-    the others write kbar, GIVEN dprobe as well.
+    SOLVED reads kbar and writes f in units of 1 / ridge, split, or with DIRECT the right-hand side of its
+    system; the others write kbar, GIVEN dprobe as well.
     """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
@@ -178,9 +182,9 @@ def adjoint_bwd_kernel(
     offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     mask = exists[:, None] & (dims < DIM)[None, :]
 
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
+    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, OPERAND, DIM, True)
     do_first = first_row(p_do, place, s_db, s_dt, s_dh)
-    do = load_rows(do_first, s_dt, rows, exists, value_dims, VALUE_DIM, True).to(OPERAND)
+    do = load_rows(do_first, s_dt, rows, exists, value_dims, OPERAND, VALUE_DIM, True)
     gate = tl.load(p_gate + row_offsets(place, rows, s_gb, s_gt, s_gh), mask=exists, other=1.0).to(ACC)
     fine = all_finite(q.to(ACC)) & all_finite(do.to(ACC)) & (sees_broken(keys, lo, hi) == 0)
     ridge = tl.zeros((BLOCK_M,), ACC) + 1.0
@@ -193,7 +197,7 @@ def adjoint_bwd_kernel(
     do = tl.where(fine[:, None], do, 0.0).to(OPERAND)
     ridge, gate = tl.where(fine, ridge, 1.0), tl.where(fine, gate, 0.0)
 
-    last = last_visible(keys, keys.p_v, keys.s_v, lo, hi, exists & fine, value_dims, VALUE_DIM).to(ACC)
+    last = last_visible(keys.p_v, keys.s_v, lo, hi, exists & fine, value_dims, ACC, VALUE_DIM)
     reference = tl.sum(do.to(ACC) * last, 1)
     zero = tl.zeros((BLOCK_M,), ACC)
     context = AdjointContext(q, scale, lo, hi, keys, columns, dims, value_dims, do, reference)
@@ -207,8 +211,9 @@ def adjoint_bwd_kernel(
     weight = tl.where(seen, state.total, 1.0)
     lse = tl.where(seen, state.top + tl.log2(weight), 0.0)
     e = tl.where(seen, state.e / weight, 0.0)
-    tl.store(p_lse + offsets, lse, mask=exists)
-    tl.store(p_ebar + offsets, tl.where(fine | (lo >= hi), e + reference, float("nan")), mask=exists)
+    scalars = scalar_rows(place, rows, total, heads, CAUSAL, ROWS)
+    tl.store(p_lse + scalars, lse, mask=exists)
+    tl.store(p_ebar + scalars, tl.where(fine | (lo >= hi), e + reference, float("nan")), mask=exists)
 
     kbar_at = p_kbar + offsets[:, None] * DIM + dims[None, :]
     if SOLVED:
@@ -221,10 +226,28 @@ def adjoint_bwd_kernel(
         f = h
         if not DIRECT:
             f, _ = conjugate_gradients(
-                h, q, scale, lse, lo, hi, keys, columns, dims, kbar, ridge, span, rtol, max_iters, DIM, WINDOW, TERMS
+                h,
+                q,
+                scale,
+                lse,
+                lo,
+                hi,
+                keys,
+                columns,
+                dims,
+                kbar,
+                ridge,
+                span,
+                rtol,
+                max_iters,
+                DIM,
+                WINDOW,
+                TERMS,
             )
         store_split(p_f, offsets, f, 1.0 / ridge, exists, dims, DIM, OPERAND, F_TERMS)
     if GIVEN:
         h = tl.where((fine | (lo >= hi))[:, None], h, float("nan"))
         # A given probe has no rows of their own: ROWS is ALL, where both numberings are one.
-        tl.store(p_dprobe + offsets[:, None] * DIM + dims[None, :], narrow(h, p_dprobe.dtype.element_ty), mask=mask)
+        tl.store(
+            p_dprobe + offsets[:, None] * DIM + dims[None, :], narrow(h, p_dprobe.dtype.element_ty), mask=mask
+        )

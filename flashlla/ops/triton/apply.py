@@ -1,8 +1,9 @@
 """The output for a probe: ``o = sum_j p_j (1 + gate (k_j - kbar) . g) v_j`` in one online-softmax sweep.
 
-The probe is one that ``solve.py`` found, Parallax's, or none; all three share this kernel. Products with the probe
-are taken relative to that of one visible key, so that a mean that all keys share costs no digits, and their mean is
-measured with the rounded weights and taken out at the end: weights sum to 1 for any probe.
+The probe is one that ``solve.py`` found, Parallax's, or none; all three share this kernel. Products with
+the probe are taken relative to that of one visible key, so that a mean that all keys share costs no digits,
+and their mean is measured with the rounded weights and taken out at the end: weights sum to 1 for any
+probe.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from flashlla.ops.triton._common import (
     dot,
     find_keys,
     first_row,
-    is_finite,
     has_members,
+    is_finite,
     key_span,
     load_rows,
     locate,
@@ -82,9 +83,11 @@ def apply_block(
     exists = columns >= 0
     if MASKED:
         exists = whole(context.keys, columns)
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    v = load_rows(context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, VALUE_DIM, MASKED)
-    k, v = k.to(context.q.dtype), v.to(context.q.dtype)
+    OPERAND: tl.constexpr = context.q.dtype
+    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, OPERAND, DIM, MASKED)
+    v = load_rows(
+        context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, OPERAND, VALUE_DIM, MASKED
+    )
     ACC: tl.constexpr = state.v.dtype
     s = product(context.q, tl.trans(k), ACC) * context.scale
     w, top, shrink = online_weights(s, state.top, context.lo, context.hi, columns[None, :], MASKED)
@@ -103,9 +106,9 @@ def apply_block(
 
 
 @triton.jit
-def last_visible(keys, p, stride, lo, hi, exists, dims, DIM: tl.constexpr):
+def last_visible(p, stride, lo, hi, exists, dims, ACC: tl.constexpr, DIM: tl.constexpr):
     """The last key (or value) that each row sees, zeros where it sees none."""
-    return load_rows(p, stride, tl.maximum(hi - 1, 0), exists & (lo < hi), dims, DIM, True)
+    return load_rows(p, stride, tl.maximum(hi - 1, 0), exists & (lo < hi), dims, ACC, DIM, True)
 
 
 @triton.jit
@@ -183,7 +186,7 @@ def apply_fwd_kernel(
     exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
 
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
+    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, OPERAND, DIM, True)
     fine = all_finite(q.to(ACC)) & (sees_broken(keys, lo, hi) == 0)
     zero = tl.zeros((BLOCK_M,), ACC)
     gate, unit, reference, g, g_lo = zero, zero, zero, q, q
@@ -199,7 +202,7 @@ def apply_fwd_kernel(
         g, g_lo = g.to(OPERAND), g_lo.to(OPERAND)
         whole_g = combine(g, g_lo, ACC, PROBE_TERMS)
         fine = fine & is_finite(gate) & is_finite(unit) & (unit > 0) & all_finite(whole_g)
-        last = last_visible(keys, keys.p_k, keys.s_k, lo, hi, exists, dims, DIM).to(ACC)
+        last = last_visible(keys.p_k, keys.s_k, lo, hi, exists, dims, ACC, DIM)
         reference = tl.sum(whole_g * last, 1) * unit
 
     context = ApplyContext(q, scale, lo, hi, keys, columns, dims, value_dims, g, g_lo, unit, reference)
@@ -218,5 +221,7 @@ def apply_fwd_kernel(
     lse = tl.where(seen, lse, -float("inf"))
     offsets = own_rows(place, rows, total, heads)
     mask = exists[:, None] & (value_dims < VALUE_DIM)[None, :]
-    tl.store(p_o + offsets[:, None] * VALUE_DIM + value_dims[None, :], narrow(o, p_o.dtype.element_ty), mask=mask)
+    tl.store(
+        p_o + offsets[:, None] * VALUE_DIM + value_dims[None, :], narrow(o, p_o.dtype.element_ty), mask=mask
+    )
     tl.store(p_lse + offsets, lse, mask=exists)

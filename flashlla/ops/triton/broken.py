@@ -1,4 +1,5 @@
-"""Where keys and values are not finite: a count of them before every key, so that a row knows what it sees."""
+"""Where keys and values are not finite: a count of them before every key, so that a row knows what it sees.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +35,16 @@ def broken_kernel(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """1 behind every key (or its value) that has an entry which is not finite: int32 ``[batch, heads, length + 1]``."""
+    """1 behind every key (or its value) that has an entry which is not finite: int32 ``[batch, heads,
+    length + 1]``.
+    """
     block, flat = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     head, batch = (flat % heads).to(tl.int64), (flat // heads).to(tl.int64)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     exists = rows < length
     k_first, v_first = p_k + batch * s_kb + head * s_kh, p_v + batch * s_vb + head * s_vh
-    k = load_rows(k_first, s_kt, rows, exists, tl.arange(0, BLOCK_D), DIM, True).to(ACC)
-    v = load_rows(v_first, s_vt, rows, exists, tl.arange(0, BLOCK_V), VALUE_DIM, True).to(ACC)
+    k = load_rows(k_first, s_kt, rows, exists, tl.arange(0, BLOCK_D), ACC, DIM, True)
+    v = load_rows(v_first, s_vt, rows, exists, tl.arange(0, BLOCK_V), ACC, VALUE_DIM, True)
     broken = tl.where(all_finite(k) & all_finite(v), 0, 1)
     tl.store(p_broken + flat.to(tl.int64) * (length + 1) + rows + 1, broken, mask=exists)
 

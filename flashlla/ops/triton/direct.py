@@ -1,8 +1,9 @@
 """The direct solver: explicit covariances by matrix products, then one small dense system a row.
 
-All covariances of a tile come from one product of its weights with the entries of ``(k_j - s)(k_j - s)^T``, where s is a
-key that every row of the tile sees; ``(kbar - s)(kbar - s)^T`` is subtracted afterwards. A row takes DIM^2 numbers, so
-rows go through scratch memory of fixed size, a chunk of tiles at a time.
+All covariances of a tile come from one product of its weights with the entries of ``(k_j - s)(k_j - s)^T``,
+where s is a key that every row of the tile sees (0 in float64, which does not need it); ``(kbar - s)(kbar -
+s)^T`` is subtracted afterwards. A row takes DIM^2 numbers, so rows go through scratch memory of fixed size,
+a chunk of tiles at a time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from flashlla.ops.triton._common import (
     find_keys,
     first_row,
     has_members,
+    is_finite,
     key_span,
     load_rows,
     locate,
     members,
     narrow,
     row_offsets,
+    scalar_rows,
     state_rows,
     sweep,
     whole,
@@ -73,14 +76,17 @@ def outer_block(
     if MASKED:
         exists = whole(context.keys, columns)
     ACC: tl.constexpr = total.dtype
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    some = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.some, DIM, True).to(ACC)
-    k = k.to(context.q.dtype)
-    p = weights(context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED)
+    k = load_rows(
+        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    )
+    some = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.some, ACC, DIM, True)
+    p = weights(
+        context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED
+    )
     centred = k.to(ACC) - context.shift[None, :]
     some = some - context.some_shift[None, :]
     entries = tl.reshape(some[:, :, None] * centred[:, None, :], (k.shape[0], total.shape[1]))
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         return tl.dot(p, entries, total, out_dtype=ACC)
     elif EXACT:
         return tl.dot(p, entries, total, input_precision="tf32x3")
@@ -151,18 +157,20 @@ def covariance_kernel(
     exists = members(place, rows, hi, ROWS)
     scale = whole_scale(scale_hi, scale_lo, ACC) * LOG2_E
 
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True)
-    q = tl.where(q - q == 0, q, 0.0).to(OPERAND)
+    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, ACC, DIM, True)
+    q = tl.where(is_finite(q), q, 0.0).to(OPERAND)
     at = state_rows(place, rows, total, heads, CAUSAL, ROWS)
-    lse = tl.load(p_lse + at, mask=exists, other=0.0)
+    lse = tl.load(p_lse + scalar_rows(place, rows, total, heads, CAUSAL, ROWS), mask=exists, other=0.0)
     _, first_hi = bounds(place.first, place, window, CAUSAL, WINDOW)
-    last_lo, _ = bounds(tl.minimum(place.first + BLOCK_M, place.q_len) - 1, place, window, CAUSAL, WINDOW)
-    shared_key = tl.maximum(first_hi - 1, 0)
-    unbroken = tl.load(keys.p_broken + shared_key + 1) == tl.load(keys.p_broken + shared_key)
-    known = tl.where((first_hi > last_lo) & unbroken, DIM, 0)  # no key that all rows see: no shift
-    p_shift = keys.p_k + shared_key.to(tl.int64) * keys.s_k
-    shift = tl.load(p_shift + dims, mask=dims < known, other=0.0).to(ACC)
-    some_shift = tl.load(p_shift + some, mask=some < known, other=0.0).to(ACC)
+    shift, some_shift = tl.zeros((BLOCK_D,), ACC), tl.zeros((SOME,), ACC)
+    if tl.float64 != ACC:
+        last_lo, _ = bounds(tl.minimum(place.first + BLOCK_M, place.q_len) - 1, place, window, CAUSAL, WINDOW)
+        shared_key = tl.maximum(first_hi - 1, 0)
+        unbroken = tl.load(keys.p_broken + shared_key + 1) == tl.load(keys.p_broken + shared_key)
+        known = tl.where((first_hi > last_lo) & unbroken, DIM, 0)  # no key that all rows see: no shift
+        p_shift = keys.p_k + shared_key.to(tl.int64) * keys.s_k
+        shift = tl.load(p_shift + dims, mask=dims < known, other=0.0).to(ACC)
+        some_shift = tl.load(p_shift + some, mask=some < known, other=0.0).to(ACC)
 
     context = CovarianceContext(q, scale, lse, lo, hi, keys, columns, dims, some, shift, some_shift)
     cov = tl.zeros((BLOCK_M, SOME * BLOCK_D), ACC)
@@ -172,7 +180,10 @@ def covariance_kernel(
         cov = sweep(outer_block, cov, context, span, BLOCK_N, WINDOW, DIM, False, 1, 0)
 
     p_row = p_kbar + at[:, None] * DIM
-    mean = tl.load(p_row + dims[None, :], mask=exists[:, None] & (dims < DIM)[None, :], other=0.0) - shift[None, :]
+    mean = (
+        tl.load(p_row + dims[None, :], mask=exists[:, None] & (dims < DIM)[None, :], other=0.0)
+        - shift[None, :]
+    )
     some_mean = tl.load(p_row + some[None, :], mask=exists[:, None] & (some < DIM)[None, :], other=0.0)
     some_mean -= some_shift[None, :]
     cov -= tl.reshape(some_mean[:, :, None] * mean[:, None, :], (BLOCK_M, SOME * BLOCK_D))
@@ -221,7 +232,9 @@ def system_kernel(
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Solve ``(Cov + ridge I) x = b`` for one row, in place of b, by conjugate gradients on the explicit matrix."""
+    """Solve ``(Cov + ridge I) x = b`` for one row, in place of b, by conjugate gradients on the explicit
+    matrix.
+    """
     slot = tl.program_id(0)
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, first_tile + slot // BLOCK_M, tiles, heads, few, BLOCK_M, LAYOUT)
@@ -250,15 +263,17 @@ def system_kernel(
             step = tl.where(curvature > 0, rr / curvature, 0.0)
             x += step * d
             r -= step * ad
-            new = tl.where(curvature > 0, tl.sum(r * r, 0), 0.0)  # nothing more to gain from a singular matrix
+            new = tl.where(
+                curvature > 0, tl.sum(r * r, 0), 0.0
+            )  # nothing more to gain from a singular matrix
             d = r + (new / rr) * d
             rr = new
             iteration += 1
         x = x * ridge
-        hi = narrow(x, OPERAND)
-        tl.store(p_row, hi, mask=dims < DIM)
+        x_hi = narrow(x, OPERAND)
+        tl.store(p_row, x_hi, mask=dims < DIM)
         if TERMS == 2:
-            tl.store(p_row + DIM, narrow(x - hi.to(ACC), OPERAND), mask=dims < DIM)
+            tl.store(p_row + DIM, narrow(x - x_hi.to(ACC), OPERAND), mask=dims < DIM)
 
 
 # ---- launches --------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Second half of the backward pass: gradients of rows by a sweep over keys, of keys by a sweep over rows.
 
-With the probe g and its adjoint f (0 if the probe is not solved for), ``c = (k - kbar) . g``, ``u = (k - kbar) . f`` and
-``e = do . v - ebar``, the gradient of a logit is ``ds = p (y - mean(y))``, ``y = e (1 + gate c) - u (1 + c)``, and
+With the probe g and its adjoint f (0 if the probe is not solved for), ``c = (k - kbar) . g``, ``u = (k -
+kbar) . f`` and ``e = do . v - ebar``, the gradient of a logit is ``ds = p (y - mean(y))``, ``y = e (1 +
+gate c) - u (1 + c)``, and
 
-    dq = scale sum_j ds_j k_j + f          dgate = sum_j p_j e_j c_j        dridge = -sum_j p_j c_j (gate e_j - u_j) / ridge
-    dk = sum_i scale ds_i q_i + p_i (gate_i e_i - u_i) g_i - p_i (1 + c_i) f_i            dv = sum_i p_i (1 + gate_i c_i) do_i
+    dq = scale sum_j ds_j k_j + f
+    dgate = sum_j p_j e_j c_j,    dridge = -sum_j p_j c_j (gate e_j - u_j) / ridge
+    dk = sum_i scale ds_i q_i + p_i (gate_i e_i - u_i) g_i - p_i (1 + c_i) f_i
+    dv = sum_i p_i (1 + gate_i c_i) do_i
 
 Every key is one program's, so nothing is added atomically.
 """
@@ -38,6 +41,7 @@ from flashlla.ops.triton._common import (
     product,
     row_offsets,
     row_span,
+    scalar_rows,
     split,
     state_rows,
     sweep,
@@ -105,11 +109,15 @@ def row_block(
     exists = columns >= 0
     if MASKED:
         exists = whole(context.keys, columns)
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    v = load_rows(context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, VALUE_DIM, MASKED)
-    k, v = k.to(context.q.dtype), v.to(context.q.dtype)
+    OPERAND: tl.constexpr = context.q.dtype
+    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, OPERAND, DIM, MASKED)
+    v = load_rows(
+        context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, OPERAND, VALUE_DIM, MASKED
+    )
     ACC: tl.constexpr = state.yk.dtype
-    p = weights(context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED)
+    p = weights(
+        context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED
+    )
     e = product(context.do, tl.trans(v), ACC) - context.ebar[:, None]
     y = e
     ec, cu = state.ec, state.cu
@@ -129,7 +137,7 @@ def row_block(
             cu += tl.sum(p * c * (gated - u), 1)
             y -= u * (1.0 + c)
     # At a small ridge y is large and cancels: rounded to one bfloat16, dq would not stay within its budget.
-    TERMS: tl.constexpr = 1 if ACC == tl.float64 else 2
+    TERMS: tl.constexpr = 1 if tl.float64 == ACC else 2
     hi, lo, py = split(p * y, k.dtype, TERMS)
     return RowSums(accumulate(state.yk, hi, lo, k, TERMS), state.y + tl.sum(py, 1), ec, cu)
 
@@ -138,7 +146,9 @@ def row_block(
 def load_direction(
     p, offsets, unit, kbar, exists, dims, fine, DIM: tl.constexpr, OPERAND: tl.constexpr, TERMS: tl.constexpr
 ):
-    """A probe (or its adjoint) as hi and lo, zeros in broken rows; its product with kbar, and the vector itself."""
+    """A probe (or its adjoint) as hi and lo, zeros in broken rows; its product with kbar, and the vector
+    itself.
+    """
     hi, lo = load_probe(p, offsets, DIM, exists & fine, dims, DIM, TERMS)
     hi, lo = hi.to(OPERAND), lo.to(OPERAND)
     vector = combine(hi, lo, kbar.dtype, TERMS) * unit[:, None]
@@ -212,7 +222,9 @@ def rows_bwd_kernel(
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """dq, dgate and dridge, and the planes that the sweep over rows reads. F_TERMS 0 is a probe that was not solved for."""
+    """dq, dgate and dridge, and the planes that the sweep over rows reads. F_TERMS 0 is a probe that was
+    not solved for.
+    """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
     if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
@@ -227,21 +239,28 @@ def rows_bwd_kernel(
     offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
     mask = exists[:, None] & (dims < DIM)[None, :]
 
-    lse = tl.load(p_planes + LSE * plane + offsets, mask=exists, other=0.0)
-    ebar = tl.load(p_planes + EBAR * plane + offsets, mask=exists, other=0.0)
+    scalars = scalar_rows(place, rows, total, heads, CAUSAL, ROWS)
+    lse = tl.load(p_planes + LSE * plane + scalars, mask=exists, other=0.0)
+    ebar = tl.load(p_planes + EBAR * plane + scalars, mask=exists, other=0.0)
     fine = ebar == ebar
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists & fine, dims, DIM, True).to(OPERAND)
+    q = load_rows(
+        first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists & fine, dims, OPERAND, DIM, True
+    )
     do_first = first_row(p_do, place, s_db, s_dt, s_dh)
-    do = load_rows(do_first, s_dt, rows, exists & fine, value_dims, VALUE_DIM, True).to(OPERAND)
+    do = load_rows(do_first, s_dt, rows, exists & fine, value_dims, OPERAND, VALUE_DIM, True)
     kbar = tl.load(p_kbar + offsets[:, None] * DIM + dims[None, :], mask=mask & fine[:, None], other=0.0)
     zero = tl.zeros((BLOCK_M,), ACC)
     gate, ridge, f_unit, g_unit = zero, zero + 1.0, zero, zero + 1.0
     g, g_lo, g_mean, f, f_lo, f_mean = q, q, zero, q, q, zero
     f_vector = tl.zeros((BLOCK_M, BLOCK_D), ACC)
     if PROBE_TERMS > 0:
-        gate = tl.load(p_gate + row_offsets(place, rows, s_gb, s_gt, s_gh), mask=exists & fine, other=1.0).to(ACC)
+        gate = tl.load(p_gate + row_offsets(place, rows, s_gb, s_gt, s_gh), mask=exists & fine, other=1.0).to(
+            ACC
+        )
         if F_TERMS > 0:
-            ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists & fine, other=1.0)
+            ridge = tl.load(
+                p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists & fine, other=1.0
+            )
             ridge = ridge.to(ACC)
             g_unit, f_unit = 1.0 / ridge, 1.0 / ridge
             f, f_lo, f_mean, f_vector = load_direction(
@@ -284,11 +303,11 @@ def rows_bwd_kernel(
     dq = tl.where(fine[:, None], dq, float("nan"))
     own = own_rows(place, rows, total, heads)
     tl.store(p_dq + own[:, None] * DIM + dims[None, :], narrow(dq, p_dq.dtype.element_ty), mask=mask)
-    tl.store(p_planes + GATE * plane + offsets, gate, mask=exists)
-    tl.store(p_planes + UNIT * plane + offsets, g_unit, mask=exists)
-    tl.store(p_planes + G_MEAN * plane + offsets, g_mean, mask=exists)
-    tl.store(p_planes + F_MEAN * plane + offsets, f_mean, mask=exists)
-    tl.store(p_planes + Y_MEAN * plane + offsets, state.y, mask=exists)
+    tl.store(p_planes + GATE * plane + scalars, gate, mask=exists)
+    tl.store(p_planes + UNIT * plane + scalars, g_unit, mask=exists)
+    tl.store(p_planes + G_MEAN * plane + scalars, g_mean, mask=exists)
+    tl.store(p_planes + F_MEAN * plane + scalars, f_mean, mask=exists)
+    tl.store(p_planes + Y_MEAN * plane + scalars, state.y, mask=exists)
     dgate = tl.where(fine, tl.where(lo < hi, state.ec, 0.0), float("nan"))
     tl.store(p_dgate + own, dgate, mask=exists)
     if F_TERMS > 0:
@@ -321,7 +340,6 @@ class KeyContext(NamedTuple):
     s_f: tl.tensor
     p_planes: tl.tensor
     plane: tl.tensor
-    s_planes: tl.tensor
 
 
 class KeySums(NamedTuple):
@@ -332,7 +350,7 @@ class KeySums(NamedTuple):
 @triton.jit
 def load_plane(context, NAME: tl.constexpr, rows, exists, MASKED: tl.constexpr):
     """One number a row, as ``rows_bwd_kernel`` left it."""
-    pointers = context.p_planes + NAME * context.plane + rows.to(tl.int64) * context.s_planes
+    pointers = context.p_planes + NAME * context.plane + rows
     if MASKED:
         return tl.load(pointers, mask=exists, other=0.0)
     return tl.load(pointers)
@@ -362,9 +380,9 @@ def key_block(
     y_mean = load_plane(context, Y_MEAN, rows, exists, MASKED)
     # A broken row keeps NaN in its weights, for the keys that it sees; the others meet a row of zeros.
     usable = exists & (lo < hi) & (ebar == ebar)
-    q = load_rows(context.p_q, context.s_q, rows, usable, context.dims, DIM, MASKED).to(context.k.dtype)
-    do = load_rows(context.p_do, context.s_do, rows, usable, context.value_dims, VALUE_DIM, MASKED)
-    do = do.to(context.k.dtype)
+    OPERAND: tl.constexpr = context.k.dtype
+    q = load_rows(context.p_q, context.s_q, rows, usable, context.dims, OPERAND, DIM, MASKED)
+    do = load_rows(context.p_do, context.s_do, rows, usable, context.value_dims, OPERAND, VALUE_DIM, MASKED)
     visible = exists[None, :]
     if MASKED:
         numbers = context.numbers[:, None]
@@ -376,20 +394,22 @@ def key_block(
     if PROBE_TERMS > 0:
         gate = load_plane(context, GATE, rows, exists, MASKED)
         unit = load_plane(context, UNIT, rows, exists, MASKED)
-        g = load_rows(context.p_g, context.s_g, rows, usable, context.dims, DIM, MASKED).to(context.k.dtype)
+        g = load_rows(context.p_g, context.s_g, rows, usable, context.dims, OPERAND, DIM, MASKED)
         c = product(context.k, tl.trans(g), ACC)
         if PROBE_TERMS == 2:
-            g_lo = load_rows(context.p_g + DIM, context.s_g, rows, usable, context.dims, DIM, MASKED)
+            g_lo = load_rows(context.p_g + DIM, context.s_g, rows, usable, context.dims, OPERAND, DIM, MASKED)
             c = dot(context.k, tl.trans(g_lo), c)
         c = c * unit[None, :] - load_plane(context, G_MEAN, rows, exists, MASKED)[None, :]
         x = e * gate[None, :]
         y += x * c
         a = p * (1.0 + gate[None, :] * c)
         if F_TERMS > 0:
-            f = load_rows(context.p_f, context.s_f, rows, usable, context.dims, DIM, MASKED).to(context.k.dtype)
+            f = load_rows(context.p_f, context.s_f, rows, usable, context.dims, OPERAND, DIM, MASKED)
             u = product(context.k, tl.trans(f), ACC)
             if F_TERMS == 2:
-                f_lo = load_rows(context.p_f + DIM, context.s_f, rows, usable, context.dims, DIM, MASKED)
+                f_lo = load_rows(
+                    context.p_f + DIM, context.s_f, rows, usable, context.dims, OPERAND, DIM, MASKED
+                )
                 u = dot(context.k, tl.trans(f_lo), u)
             u = u * unit[None, :] - load_plane(context, F_MEAN, rows, exists, MASKED)[None, :]
             x -= u
@@ -484,8 +504,8 @@ def keys_bwd_kernel(
     exists = numbers < place.k_len
     k_first = p_k + place.batch * s_kb + place.k_start * s_kt + place.head * s_kh
     v_first = p_v + place.batch * s_vb + place.k_start * s_vt + place.head * s_vh
-    k = load_rows(k_first, s_kt, numbers, exists, dims, DIM, True).to(OPERAND)
-    v = load_rows(v_first, s_vt, numbers, exists, value_dims, VALUE_DIM, True).to(OPERAND)
+    k = load_rows(k_first, s_kt, numbers, exists, dims, OPERAND, DIM, True)
+    v = load_rows(v_first, s_vt, numbers, exists, value_dims, OPERAND, VALUE_DIM, True)
     scale = whole_scale(scale_hi, scale_lo, ACC)
 
     state = KeySums(tl.zeros((BLOCK_N, BLOCK_D), ACC), tl.zeros((BLOCK_N, BLOCK_V), ACC))
@@ -525,11 +545,12 @@ def keys_bwd_kernel(
             s_g,
             p_f + own * (F_TERMS * DIM),
             heads * (F_TERMS * DIM),
-            p_planes + own,
+            p_planes + scalar_rows(at, 0, total, heads, CAUSAL, ROWS),
             plane,
-            heads,
         )
-        state = sweep_rows(state, context, span, BLOCK_M, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
+        state = sweep_rows(
+            state, context, span, BLOCK_M, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS
+        )
 
     key_head = (place.batch * k_len + place.k_start + numbers) * kv_heads + place.head
     mask = exists[:, None] & (dims < DIM)[None, :]
@@ -563,9 +584,15 @@ def sweep_rows(
     """``_common.sweep`` over rows: the blocks at the diagonal come first."""
     if CAUSAL:
         for start in range(span.begin, tl.minimum(span.full_begin, span.end), BLOCK):
-            state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
+            state = key_block(
+                state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS
+            )
     for start in range(span.full_begin, span.full_end, BLOCK):
-        state = key_block(state, context, start, False, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
+        state = key_block(
+            state, context, start, False, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS
+        )
     for start in range(span.full_end, span.end, BLOCK):
-        state = key_block(state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS)
+        state = key_block(
+            state, context, start, True, DIM, VALUE_DIM, F_TERMS, PROBE_TERMS, CAUSAL, WINDOW, ROWS
+        )
     return state

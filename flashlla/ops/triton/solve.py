@@ -1,9 +1,9 @@
 """Moments of the keys, and the probe by conjugate gradients: ``g = (Cov + ridge I)^-1 (q - kbar)``.
 
 An iteration sweeps the keys once: ``t_j = p_j (k_j - kbar) . x`` from the logits and one more product, then
-``sum_j t_j k_j - (sum_j t_j) kbar``. The direction x is rounded to the dtype of the keys first and *is* then the
-direction; t is split in two terms unless the tolerance is looser than its rounding. With exact keys the products
-are therefore those of exact arithmetic to about float32, whatever the dtype.
+``sum_j t_j k_j - (sum_j t_j) kbar``. The direction x is rounded to the dtype of the keys first and *is*
+then the direction; t is split in two terms unless the tolerance is looser than its rounding. With exact
+keys the products are therefore those of exact arithmetic to about float32, whatever the dtype.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from flashlla.ops.triton._common import (
-    LN_2,
     LOG2_E,
     Keys,
     Sequences,
@@ -23,11 +22,10 @@ from flashlla.ops.triton._common import (
     bounds,
     combine,
     dot,
-    double_product,
     find_keys,
     first_row,
-    is_finite,
     has_members,
+    is_finite,
     key_span,
     load_rows,
     locate,
@@ -36,6 +34,7 @@ from flashlla.ops.triton._common import (
     own_rows,
     product,
     row_offsets,
+    scalar_rows,
     sees_broken,
     split,
     state_rows,
@@ -91,8 +90,9 @@ def moments_block(
     exists = columns >= 0
     if MASKED:
         exists = whole(context.keys, columns)
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    k = k.to(context.q.dtype)
+    k = load_rows(
+        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    )
     s = product(context.q, tl.trans(k), state.k.dtype) * context.scale
     w, top, shrink = online_weights(s, state.top, context.lo, context.hi, columns[None, :], MASKED)
     hi, lo, w = split(w, k.dtype, TERMS)
@@ -146,10 +146,13 @@ def covariance_block(
     exists = columns >= 0
     if MASKED:
         exists = whole(context.keys, columns)
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, DIM, MASKED)
-    k = k.to(context.q.dtype)
+    k = load_rows(
+        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    )
     ACC: tl.constexpr = state.k.dtype
-    p = weights(context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED)
+    p = weights(
+        context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED
+    )
     c = product(context.x, tl.trans(k), ACC)
     if PROBE_TERMS == 2:
         c = dot(context.x_lo, tl.trans(k), c)
@@ -182,9 +185,7 @@ def covariance_times(
         q, scale, lse, lo, hi, keys, columns, dims, x_hi, x_lo, tl.sum(kbar * used, 1)
     )
     zero = CovarianceSums(tl.zeros_like(x), tl.zeros_like(lse))
-    sums = sweep(
-        covariance_block, zero, context, span, columns.shape[0], WINDOW, DIM, DIM, TERMS, X_TERMS
-    )
+    sums = sweep(covariance_block, zero, context, span, columns.shape[0], WINDOW, DIM, DIM, TERMS, X_TERMS)
     return sums.k - sums.total[:, None] * kbar + ridge[:, None] * used
 
 
@@ -211,7 +212,8 @@ def conjugate_gradients(
     """Solve ``(Cov + ridge I) x = b`` for the rows of a tile, until the last of them has ``|r| <= rtol |b|``.
 
     A row stops changing when its own residual is small enough, so its bits do not depend on its neighbours.
-    Directions are kept at about unit norm, where float16 has its digits. Returns x and the iterations of rows.
+    Directions are kept at about unit norm, where float16 has its digits. Returns x and the iterations of
+    rows.
     """
     x, r = tl.zeros_like(b), b
     rr = tl.sum(r * r, 1)
@@ -245,7 +247,9 @@ def conjugate_gradients(
 
 
 @triton.jit
-def store_split(p, offsets, x, unit, exists, dims, DIM: tl.constexpr, OPERAND: tl.constexpr, TERMS: tl.constexpr):
+def store_split(
+    p, offsets, x, unit, exists, dims, DIM: tl.constexpr, OPERAND: tl.constexpr, TERMS: tl.constexpr
+):
     """Store ``x / unit`` as rows of TERMS times DIM numbers of dtype OPERAND: all hi, then all lo."""
     hi, lo, _ = split(x / unit[:, None], OPERAND, TERMS)
     pointers = p + offsets[:, None] * (TERMS * DIM) + dims[None, :]
@@ -324,8 +328,9 @@ def probe_fwd_kernel(
     ROWS: tl.constexpr,
     DIRECT: tl.constexpr,
 ):
-    """kbar ``[rows, DIM]`` and lse ``[rows]`` (log2 of the sum of exponentials) in ACC, and the probe in units of
-    1 / ridge, split. With DIRECT its right-hand side takes its place: ``direct.py`` solves."""
+    """kbar ``[rows, DIM]`` and lse ``[rows]`` (log2 of the sum of exponentials) in ACC, and the probe in
+    units of 1 / ridge, split. With DIRECT its right-hand side takes its place: ``direct.py`` solves.
+    """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
     if has_members(place, window, BLOCK_M, CAUSAL, WINDOW, ROWS) == 0:
@@ -339,7 +344,7 @@ def probe_fwd_kernel(
 
     ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists, other=1.0).to(ACC)
     gate = tl.load(p_gate + row_offsets(place, rows, s_gb, s_gt, s_gh), mask=exists, other=1.0)
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
+    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, OPERAND, DIM, True)
     fine = all_finite(q.to(ACC)) & is_finite(gate) & is_finite(ridge) & (ridge > 0)
     fine = fine & (sees_broken(keys, lo, hi) == 0)
     q = tl.where(fine[:, None], q, 0.0).to(OPERAND)
@@ -358,13 +363,29 @@ def probe_fwd_kernel(
     g, iterations = b, tl.zeros((BLOCK_M,), tl.int32)
     if not DIRECT:
         g, iterations = conjugate_gradients(
-            b, q, scale, lse, lo, hi, keys, columns, dims, kbar, ridge, span, rtol, max_iters, DIM, WINDOW, TERMS
+            b,
+            q,
+            scale,
+            lse,
+            lo,
+            hi,
+            keys,
+            columns,
+            dims,
+            kbar,
+            ridge,
+            span,
+            rtol,
+            max_iters,
+            DIM,
+            WINDOW,
+            TERMS,
         )
 
     offsets = own_rows(place, rows, total, heads)
     tl.store(p_iterations + offsets, iterations, mask=exists)
+    tl.store(p_lse + scalar_rows(place, rows, total, heads, CAUSAL, ROWS), lse, mask=exists)
     offsets = state_rows(place, rows, total, heads, CAUSAL, ROWS)
-    tl.store(p_lse + offsets, lse, mask=exists)
     mask = exists[:, None] & (dims < DIM)[None, :]
     tl.store(p_kbar + offsets[:, None] * DIM + dims[None, :], kbar, mask=mask)
     store_split(p_g, offsets, g, 1.0 / ridge, exists, dims, DIM, OPERAND, PROBE_TERMS)
@@ -435,8 +456,8 @@ def residual_kernel(
     mask = exists[:, None] & (dims < DIM)[None, :]
 
     ridge = tl.load(p_ridge + row_offsets(place, rows, s_rb, s_rt, s_rh), mask=exists, other=1.0).to(ACC)
-    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, DIM, True).to(OPERAND)
-    lse = tl.load(p_lse + offsets, mask=exists, other=0.0)
+    q = load_rows(first_row(p_q, place, s_qb, s_qt, s_qh), s_qt, rows, exists, dims, OPERAND, DIM, True)
+    lse = tl.load(p_lse + scalar_rows(place, rows, total, heads, CAUSAL, ROWS), mask=exists, other=0.0)
     kbar = tl.load(p_kbar + offsets[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     g, g_lo = load_probe(p_g, offsets * (PROBE_TERMS * DIM), DIM, exists, dims, DIM, PROBE_TERMS)
     g = combine(g, g_lo, ACC, PROBE_TERMS) / ridge[:, None]

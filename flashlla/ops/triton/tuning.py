@@ -1,0 +1,123 @@
+"""Measured configurations: a JSON file a GPU, written by ``flashlla tune``, read where ``FLASHLLA_TUNING``
+names its folder.
+
+Nothing is ever tuned behind a call: without the variable every launch takes the heuristic of ``_configs``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+
+
+class Config(NamedTuple):
+    """How a kernel is cut and launched: rows and keys of a block, warps of a program, stages of its
+    pipeline.
+    """
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+
+
+# What is tried. A candidate that does not fit the GPU is passed over.
+CANDIDATES = tuple(
+    Config(m, n, warps, stages)
+    for m, n, warps in (
+        (16, 64, 4),
+        (32, 64, 4),
+        (32, 64, 8),
+        (64, 16, 4),
+        (64, 32, 4),
+        (64, 32, 8),
+        (64, 64, 4),
+        (64, 64, 8),
+        (64, 128, 8),
+        (128, 32, 8),
+        (128, 64, 8),
+        (16, 128, 8),
+        (32, 128, 8),
+    )
+    for stages in (1, 2, 3)
+)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device as it goes into a file name."""
+    if device.type != "cuda":
+        return device.type
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+def key(kernel: str, block: int) -> str:
+    """The entry of a kernel for a padded head dimension."""
+    return f"{kernel}/{block}"
+
+
+@lru_cache
+def load(folder: str, device: str) -> dict[str, Config]:
+    """The configurations of a device, none if there is no file.
+
+    Raises:
+        ValueError: the file is not one that :func:`save` wrote.
+    """
+    path = Path(folder) / f"{device}.json"
+    try:
+        content = json.loads(path.read_text())
+        return {name: Config(*map(int, values)) for name, values in content["configs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no file of tuned configurations ({error}); remove it, or unset FLASHLLA_TUNING"
+        ) from error
+
+
+def save(folder: str | Path, device: str, configs: dict[str, Config]) -> Path:
+    """Add configurations to the file of a device; it is replaced at once or not at all."""
+    path = Path(folder) / f"{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = {**load(str(folder), device), **configs}
+    content = {
+        "triton": triton.__version__,
+        "configs": {name: list(config) for name, config in sorted(merged.items())},
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    load.cache_clear()
+    return path
+
+
+def fastest(
+    measure: Callable[[Config], float], candidates: Iterable[Config], start: Config
+) -> tuple[Config, float]:
+    """The candidate with the least time, and that time; start unless one is faster.
+
+    Args:
+        measure: milliseconds of a configuration; raises ``OutOfResources`` where it does not fit.
+    """
+    best, least = start, measure(start)
+    for config in candidates:
+        try:
+            time = measure(config)
+        except triton.runtime.errors.OutOfResources:
+            continue
+        if time < least:
+            best, least = config, time
+    return best, least

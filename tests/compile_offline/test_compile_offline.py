@@ -1,0 +1,78 @@
+"""Every Triton kernel compiles for real targets without a GPU, within their shared memory, hot loops
+without spills.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes a program
+KERNELS = {
+    "broken_kernel",
+    "probe_fwd_kernel",
+    "residual_kernel",
+    "apply_fwd_kernel",
+    "adjoint_bwd_kernel",
+    "rows_bwd_kernel",
+    "keys_bwd_kernel",
+    "covariance_kernel",
+    "system_kernel",
+}
+# Local loads and stores of all inner loops together (they number thousands of instructions).
+FEW_SPILLS = 10
+
+
+def compile_all(target: str, head_dim: int, *variants: str) -> list[dict]:
+    """Resources of all kernels, compiled in a process that does not interpret them."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-m",
+        "flashlla.testing.offline",
+        "--target",
+        target,
+        "--head-dim",
+        str(head_dim),
+    ]
+    command += [part for variant in variants for part in ("--variant", variant)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows
+    for row in rows:
+        assert row["shared"] <= SHARED_LIMIT[target], row
+    return rows
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_compiles_for_sm_90():
+    rows = compile_all("sm_90", 64, "plain", "direct")
+    assert {row["kernel"] for row in rows} == KERNELS
+    hot = [row for row in rows if not row["float64"] and row["kernel"].endswith(("fwd_kernel", "bwd_kernel"))]
+    assert len(hot) == 7  # the probe and the adjoint kernel once more, for the direct solver
+    for row in hot:
+        assert row["instructions"]["wgmma"] > 0, row
+        assert row["instructions"]["cp.async"] > 0, row  # the loads of the sweeps are pipelined
+        assert row["spilled_in_loops"] <= FEW_SPILLS, row
+    wide = [row for row in rows if row["float64"] and row["kernel"].endswith(("fwd_kernel", "bwd_kernel"))]
+    assert all(row["instructions"]["mma"] > 0 for row in wide)  # float64 has its tensor cores, too
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+def test_every_option_compiles(target, head_dim):
+    assert {row["kernel"] for row in compile_all(target, head_dim)} == KERNELS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+def test_the_largest_head_dimension_compiles(target):
+    compile_all(target, 256, "plain", "direct")

@@ -1,0 +1,120 @@
+"""Triton kernels in the interpreter, outputs and all gradients within the error budget of the float64
+reference.
+
+The interpreter runs the kernels as they are, block by block, so sizes are small: head dimensions of 16,
+where 20 keys are few, and at most 129 rows.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashlla.testing.cases import Case, check
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LENGTHS = (1, 15, 16, 17, 33, 63, 64, 65, 127)
+
+
+def cases(*options: Case) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in options])
+
+
+@cases(*(Case(n=n, d=16, ridge=0.1, dtype=dtype) for n in LENGTHS for dtype in DTYPES))
+def test_lengths(case):
+    check(case, "triton")
+
+
+@cases(
+    *(
+        Case(n=70, d=16, ridge=ridge, data=data, dtype=dtype)
+        for data in ("iid", "steep", "far")
+        for ridge in (10.0, 1.0, 0.01)
+        for dtype in DTYPES
+    )
+)
+def test_ridges_and_data(case):
+    check(case, "triton")
+
+
+@cases(*(Case(n=n, d=64, ridge=0.01, data="steep", dtype=dtype) for n in (17, 100) for dtype in DTYPES))
+def test_small_ridge_at_a_usual_head_dimension(case):
+    check(case, "triton")
+
+
+@cases(*(Case(n=40, d=16, ridge=0.1, data="steep", dtype=dtype) for dtype in DTYPES))
+def test_direct_solver(case):
+    check(case, "triton", solver="direct")
+
+
+@cases(
+    *(
+        Case(n=n, kv_len=kv_len, d=16, ridge=0.1, dtype=dtype, **mask)
+        for n, kv_len in ((40, 70), (70, 40), (3, 64), (20, 12))
+        for dtype in (torch.float32, torch.bfloat16)
+        for mask in ({}, {"causal": False}, {"window_size": 30}, {"window_size": 7})
+    )
+)
+def test_masks_and_unequal_lengths(case):
+    check(case, "triton")
+
+
+@cases(
+    *(
+        Case(n=40, batch=2, heads=heads, kv_heads=kv_heads, d=16, ridge=0.1, dtype=dtype)
+        for heads, kv_heads in ((2, 1), (4, 2), (3, 1))
+        for dtype in (torch.float32, torch.float16)
+    )
+)
+def test_grouped_heads(case):
+    check(case, "triton")
+
+
+@cases(
+    *(
+        Case(n=30, d=d, value_dim=value_dim, ridge=0.1, dtype=dtype)
+        for d, value_dim in ((1, 3), (5, 40), (24, 20), (80, 16))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+)
+def test_head_dimensions(case):
+    check(case, "triton")
+
+
+@cases(
+    *(
+        Case(
+            member=member,
+            n=n,
+            heads=2,
+            kv_heads=1,
+            d=16,
+            data=data,
+            ridge=None,
+            dtype=dtype,
+            value_dim=24,
+            **mask,
+        )
+        for member in ("parallax", "softmax")
+        for n in (1, 17, 70)
+        for data, dtype in (("steep", torch.float32), ("iid", torch.bfloat16), ("steep", torch.float16))
+        for mask in ({}, {"window_size": 20}, {"causal": False, "kv_len": 40})
+    )
+)
+def test_given_and_zero_probes(case):
+    check(case, "triton")
+
+
+@cases(Case(n=30, d=16, ridge=0.1, dtype=torch.float64), Case(n=30, d=16, scale=-0.3, ridge=0.5))
+def test_float64_and_another_scale(case):
+    check(case, "triton")
+
+
+def test_a_loose_tolerance_is_met():
+    """One term a weight is enough there; the error is about the tolerance."""
+    case = Case(n=70, d=16, ridge=1.0, dtype=torch.bfloat16)
+    ratios = check(case, "triton", rtol=2e-3)
+    loose = check(case._replace(ridge=10.0), "triton", rtol=2e-2)
+    assert ratios["out"] < 5e-3 and loose["out"] < 5e-3
