@@ -1,8 +1,8 @@
-"""Registers, spills and shared memory of every Triton kernel, compiled without a GPU: the table of docs/performance.md.
+"""Registers, spills and shared memory of every Triton kernel: the table of docs/performance.md. Needs no GPU.
 
     .venv/bin/python bench/resources.py [--target sm_90 ...] [--head-dim 64 ...]
 
-Writes ``bench/results/offline/resources.json`` and, from all that it holds, the table between the markers of the page.
+Writes ``bench/results/offline/resources.json`` and, from all that it holds, the table of the page.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ HEAD_DIMS = (64, 128, 256)
 def compile_kernels(target: str, head_dim: int) -> list[dict]:
     """One row for every kernel of a plain and of a direct call."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "flashlla.testing.offline", "--target", target, "--head-dim", str(head_dim)]
-    command += ["--variant", "plain", "--variant", "direct"]
+    command = [sys.executable, "-m", "flashlla.testing.offline", "--target", target]
+    command += ["--head-dim", str(head_dim), "--variant", "plain", "--variant", "direct"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    kept = ("kernel", "float64", "BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "shared", "registers", "spilled")
-    kept += ("spilled_in_loops", "instructions", "DIRECT")
+    kept = ("kernel", "float64", "BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "shared", "registers")
+    kept += ("spilled", "spilled_in_loops", "instructions", "DIRECT")
     return [{name: row[name] for name in kept if name in row} for row in rows]
 
 
@@ -57,8 +57,8 @@ def table(results: dict[str, list[dict]]) -> str:
             head = ["kernel", "arithmetic", *(f"d={dim}" for dim in dims)]
             parts.append(f"#### {target}\n\n{markdown_table(head, lines)}")
     note = (
-        f"Triton {triton.__version__}: registers a thread / bytes of stack a thread / local loads and stores in all "
-        "inner loops together / KiB of shared memory a program."
+        f"Triton {triton.__version__}: registers a thread / bytes of stack a thread / local loads and stores in "
+        "all inner loops / KiB of shared memory a program."
     )
     return "\n\n".join([note, *parts])
 

@@ -97,7 +97,7 @@ def lla_attention(
         causal: bottom-right aligned causal mask (see the module docstring).
         window_size: number of visible keys, the diagonal included; None means all.
         solver: ``"cg"`` (conjugate gradients, every row stops at its own tolerance), ``"direct"`` (explicit
-            covariance and Cholesky), or ``"auto"`` (cg, and direct for the rows that converge slowly).
+            covariances), or ``"auto"`` (cg, and on the CPU direct for the rows that converge slowly).
         rtol: relative residual at which a row stops, in (0, 1); None follows the dtype.
         max_iters: most iterations of ``"cg"``; None means ``2 * head_dim + 16``.
         deterministic: None follows ``torch.are_deterministic_algorithms_enabled()``. All present

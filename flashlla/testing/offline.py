@@ -103,11 +103,11 @@ def source_of(launch: Launch) -> ASTSource:
                 attributes[index,] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
-        elif value == 1:
+        elif value == 1 and not launch.kernel.params[index].do_not_specialize:
             signature[name], constants[index,] = "constexpr", 1
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not launch.kernel.params[index].do_not_specialize:
                 attributes[index,] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes)
 
@@ -188,7 +188,7 @@ VARIANTS: dict[str, dict] = {
     "grouped": {"kv_heads": 1},
     "float16": {"dtype": torch.float16},
     "float32": {"dtype": torch.float32},
-    "loose": {"rtol": 2e-2},
+    "loose": {"rtol": 5e-2},
     "odd": {"head_dim_change": -3},
 }
 ONCE = ("plain", "direct")  # these two have every kernel

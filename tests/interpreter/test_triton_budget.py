@@ -10,7 +10,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashlla.testing.cases import Case, check
+from flashlla import lla_attention, lla_attention_with_stats
+from flashlla.testing import numerics
+from flashlla.testing.cases import Case, check, problem
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -113,8 +115,11 @@ def test_float64_and_another_scale(case):
 
 
 def test_a_loose_tolerance_is_met():
-    """One term a weight is enough there; the error is about the tolerance."""
-    case = Case(n=70, d=16, ridge=1.0, dtype=torch.bfloat16)
-    ratios = check(case, "triton", rtol=2e-3)
-    loose = check(case._replace(ridge=10.0), "triton", rtol=2e-2)
-    assert ratios["out"] < 5e-3 and loose["out"] < 5e-3
+    """Weights in one term are enough there."""
+    operands, do = problem(Case(n=70, d=16, ridge=1.0, dtype=torch.float16))
+    stats = lla_attention_with_stats(**operands, rtol=5e-3, backend="triton")
+    assert 1e-4 < float(stats.residual.max()) <= 5.5e-3
+    exact = numerics.exact(lla_attention, operands, do)
+    actual = numerics.evaluate(lla_attention, operands, do, rtol=5e-3, backend="triton")
+    for name, t in exact.items():
+        assert numerics.error_norm_ratio(actual[name], t) < 1e-2, name

@@ -121,9 +121,9 @@ def test_strides_and_scalars_do_not_change_bits(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("window_size", [None, 12, 25])
+@pytest.mark.parametrize("window_size", [None, 12])
 @pytest.mark.parametrize("operand", ["k", "v", "q", "gate", "do"])
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
 def test_broken_numbers_reach_who_sees_them_and_no_one_else(dtype, window_size, operand, poison):
     at = 30
     operands, do = problem(heads=1, value_dim=16, dtype=dtype)

@@ -156,7 +156,7 @@ def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads:
         "adjoint_bwd",
         *(*tensors, *per_row, part.broken, state.kbar, planes[LSE.value], planes[EBAR.value], f),
         part.q if probe is None else grads.dprobe,
-        TERMS=part.terms,
+        TERMS=part.terms if given.terms else 1,
         F_TERMS=f_terms,
         SOLVED=solved,
         GIVEN=probe is not None,
@@ -200,4 +200,4 @@ def _saved(q: Tensor, solved: bool, state: _Solved | None) -> tuple[Tensor, Tens
     if state is not None:
         return state.kbar, state.g
     dtype = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
-    return tuple(torch.empty(q.shape if solved else 0, dtype=dtype, device=q.device) for _ in range(2))
+    return tuple(torch.zeros(q.shape if solved else 0, dtype=dtype, device=q.device) for _ in range(2))

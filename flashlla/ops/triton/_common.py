@@ -39,6 +39,21 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+# Numbers whose value or divisibility buys no faster code, but would cost a compilation for every new length.
+UNSPECIALIZED = (
+    "q_len",
+    "k_len",
+    "length",
+    "tiles",
+    "blocks",
+    "first_tile",
+    "exact_rows",
+    "heads",
+    "kv_heads",
+    "window",
+    "few",
+)
+
 # Layouts of a call, see flashlla.ops.types.Layout.
 DENSE = tl.constexpr(0)
 PACKED = tl.constexpr(1)

@@ -19,12 +19,12 @@ from flashlla.ops.triton.tuning import Config
 KERNELS = ("probe_fwd", "apply_fwd", "adjoint_bwd", "rows_bwd", "keys_bwd")
 
 # Half precision operands; head dimensions are padded to a power of two and at least 16.
-LARGE = {  # 160 KiB of shared memory and more: sm_80, sm_90, sm_100
+HOPPER = {  # and sm_100
     64: {
         "probe_fwd": Config(64, 64, 4, 2),
         "apply_fwd": Config(64, 64, 4, 3),
         "adjoint_bwd": Config(64, 64, 4, 2),
-        "rows_bwd": Config(64, 64, 4, 3),
+        "rows_bwd": Config(64, 32, 4, 3),
         "keys_bwd": Config(32, 64, 4, 3),
     },
     128: {
@@ -42,7 +42,18 @@ LARGE = {  # 160 KiB of shared memory and more: sm_80, sm_90, sm_100
         "keys_bwd": Config(16, 32, 8, 1),
     },
 }
-SMALL = {  # 99 KiB: sm_86, sm_89, sm_120; 64 KiB: gfx9
+AMPERE = {
+    64: {**HOPPER[64], "apply_fwd": Config(64, 32, 4, 3)},
+    128: {
+        "probe_fwd": Config(64, 64, 4, 2),
+        "apply_fwd": Config(64, 32, 8, 2),
+        "adjoint_bwd": Config(64, 64, 4, 2),
+        "rows_bwd": Config(64, 32, 8, 2),
+        "keys_bwd": Config(16, 32, 4, 2),
+    },
+    256: HOPPER[256],
+}
+SMALL = {  # 99 KiB of shared memory: sm_86, sm_89, sm_120; 64 KiB: gfx9
     64: {
         "probe_fwd": Config(64, 32, 4, 2),
         "apply_fwd": Config(64, 32, 4, 2),
@@ -65,12 +76,11 @@ SMALL = {  # 99 KiB: sm_86, sm_89, sm_120; 64 KiB: gfx9
         "keys_bwd": Config(16, 16, 4, 1),
     },
 }
-TABLES = {"sm_80": LARGE, "sm_90": LARGE, "sm_100": LARGE, "small": SMALL}
+TABLES = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": HOPPER, "small": SMALL}
 
 
 def architecture(device: torch.device) -> str:
-    """The row of ``TABLES`` for a device; one that is not known, and the interpreter, get the small blocks.
-    """
+    """The entry of ``TABLES`` for a device; the small blocks for unknown ones and the interpreter."""
     if device.type != "cuda" or triton.knobs.runtime.interpret or torch.version.hip:
         return "small"
     return _capability_name(torch.cuda.get_device_capability(device))

@@ -75,7 +75,7 @@ class Problem:
         ):  # the part of their right-hand side that meets no key hides the residual of the rest
             self.options = options._replace(rtol=options.rtol / 16)
         # Weights are split unless the tolerance asks for less than their rounding leaves.
-        self.terms = 1 if self.wide or options.rtol >= torch.finfo(q.dtype).eps else 2
+        self.terms = 1 if self.wide or options.rtol >= 4 * torch.finfo(q.dtype).eps else 2
         self.probe_terms = 1 if self.wide else 2
         # The kernels of this backend iterate unless told otherwise: docs/performance.md counts what either
         # costs.
@@ -89,17 +89,20 @@ class Problem:
         return (self.q, *strides(self.q), self.k, *strides(self.k), self.v, *strides(self.v))
 
     def split(self, t: Tensor) -> Tensor:
-        """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: the same bytes, hi and lo.
-        """
+        """State ``[..., DIM]`` in float32 as ``[..., 2 DIM]`` in the dtype of q: its bytes, as hi and lo."""
         return t if self.wide else t.view(self.q.dtype)
 
     def state(self, *last: int, planes: int | None = None) -> Tensor:
-        """Uninitialised memory for what this launch keeps of its rows, numbered by ``state_rows``."""
+        """Memory for what this launch keeps of its rows, numbered by ``state_rows``.
+
+        All of it is written but rows that see few keys, where these are another launch's: they hold zeros.
+        """
         rows = self.q.shape[:3]
         if self.rows == FEW and self.options.causal:
             rows = (self.sequences * self.few, rows[2])
         shape = (*rows, *last) if planes is None else (planes, *rows, *last)
-        return torch.empty(shape, dtype=self.dtype, device=self.q.device)
+        make = torch.zeros if self.rows == MANY and planes is None else torch.empty
+        return make(shape, dtype=self.dtype, device=self.q.device)
 
     @property
     def sequences(self) -> int:

@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
+
 
 def run(kernel, grid: int, *arguments, **constants) -> None:
-    """Every launch of this backend goes through here."""
-    kernel[(grid,)](*arguments, **constants)
+    """Every launch of this backend goes through here, on the device of its first argument."""
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[(grid,)](*arguments, **constants, enable_fp_fusion=True)

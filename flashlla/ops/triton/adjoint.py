@@ -14,6 +14,7 @@ import triton.language as tl
 
 from flashlla.ops.triton._common import (
     LOG2_E,
+    UNSPECIALIZED,
     Keys,
     Sequences,
     accumulate,
@@ -97,7 +98,7 @@ def adjoint_block(
     return AdjointSums(top, total, sum_e, accumulate(state.ek * shrink[:, None], hi, lo, k, TERMS), sum_k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def adjoint_bwd_kernel(
     p_q,
     s_qb,

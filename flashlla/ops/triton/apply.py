@@ -16,6 +16,7 @@ import triton.language as tl
 from flashlla.ops.triton._common import (
     LN_2,
     LOG2_E,
+    UNSPECIALIZED,
     Keys,
     Sequences,
     accumulate,
@@ -62,6 +63,7 @@ class ApplyContext(NamedTuple):
 
 class Applied(NamedTuple):
     top: tl.tensor
+    exact: tl.tensor  # sum of weights w before they are rounded: what lse is the logarithm of
     total: tl.tensor  # sum of weights w
     mean: tl.tensor  # sum of w c
     v: tl.tensor  # sum of w v
@@ -92,6 +94,7 @@ def apply_block(
     s = product(context.q, tl.trans(k), ACC) * context.scale
     w, top, shrink = online_weights(s, state.top, context.lo, context.hi, columns[None, :], MASKED)
     hi, lo, used = split(w, v.dtype, TERMS)
+    exact = state.exact * shrink + tl.sum(w, 1)
     total = state.total * shrink + tl.sum(used, 1)
     sum_v = accumulate(state.v * shrink[:, None], hi, lo, v, TERMS)
     mean, sum_cv = state.mean, state.cv
@@ -102,7 +105,7 @@ def apply_block(
         hi, lo, used = split(w * (c * context.unit[:, None] - context.reference[:, None]), v.dtype, TERMS)
         mean = mean * shrink + tl.sum(used, 1)
         sum_cv = accumulate(sum_cv * shrink[:, None], hi, lo, v, TERMS)
-    return Applied(top, total, mean, sum_v, sum_cv)
+    return Applied(top, exact, total, mean, sum_v, sum_cv)
 
 
 @triton.jit
@@ -111,7 +114,7 @@ def last_visible(p, stride, lo, hi, exists, dims, ACC: tl.constexpr, DIM: tl.con
     return load_rows(p, stride, tl.maximum(hi - 1, 0), exists & (lo < hi), dims, ACC, DIM, True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def apply_fwd_kernel(
     p_q,
     s_qb,
@@ -207,7 +210,7 @@ def apply_fwd_kernel(
 
     context = ApplyContext(q, scale, lo, hi, keys, columns, dims, value_dims, g, g_lo, unit, reference)
     sums = tl.zeros((BLOCK_M, BLOCK_V), ACC)
-    state = Applied(zero - float("inf"), zero, zero, sums, sums)
+    state = Applied(zero - float("inf"), zero, zero, zero, sums, sums)
     state = sweep(apply_block, state, context, span, BLOCK_N, WINDOW, DIM, VALUE_DIM, TERMS, PROBE_TERMS)
 
     seen = lo < hi
@@ -217,7 +220,8 @@ def apply_fwd_kernel(
         o += gate[:, None] * (state.cv / weight[:, None] - (state.mean / weight)[:, None] * o)
     o = tl.where(fine[:, None], o, float("nan"))
     o = tl.where(seen[:, None], o, 0.0)
-    lse = tl.where(fine, (state.top + tl.log2(weight)) * LN_2, float("nan"))
+    lse = state.top + tl.log2(tl.where(seen & fine, state.exact, 1.0))
+    lse = tl.where(fine, lse * LN_2, float("nan"))
     lse = tl.where(seen, lse, -float("inf"))
     offsets = own_rows(place, rows, total, heads)
     mask = exists[:, None] & (value_dims < VALUE_DIM)[None, :]

@@ -1,5 +1,4 @@
-"""Where keys and values are not finite: a count of them before every key, so that a row knows what it sees.
-"""
+"""Keys and values that are not finite: a count of them before every key tells a row whether it sees any."""
 
 from __future__ import annotations
 
@@ -9,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from flashlla.ops.triton import _runtime
-from flashlla.ops.triton._common import ACC, all_finite, load_rows
+from flashlla.ops.triton._common import ACC, UNSPECIALIZED, all_finite, load_rows
 
 BLOCK = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def broken_kernel(
     p_k,
     s_kb,

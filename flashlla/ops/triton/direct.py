@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashlla.ops.triton._common import (
     LOG2_E,
+    UNSPECIALIZED,
     Keys,
     Sequences,
     bounds,
@@ -94,7 +95,7 @@ def outer_block(
         return tl.dot(p, entries, total, input_precision="tf32")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def covariance_kernel(
     p_q,
     s_qb,
@@ -195,7 +196,7 @@ def covariance_kernel(
 # ---- systems ---------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def system_kernel(
     p_x,
     p_ridge,
@@ -292,6 +293,8 @@ def solve(problem: Problem, x: Tensor, lse: Tensor, kbar: Tensor, ridge: Tensor)
     some = max(1, min(block, WIDTH // block))
     chunk = max(1, SCRATCH_BYTES // (rows * block * block * item))
     total = problem.tiles(rows, over_keys=False)[0] * problem.q.shape[0] * problem.q.shape[2]
+    if total == 0:
+        return
     chunk = min(chunk, total)
     scratch = torch.empty(chunk * rows, block, block, dtype=problem.dtype, device=x.device)
     # float16 results are judged by a budget that single tf32 products do not leave room for.

@@ -22,6 +22,7 @@ import triton.language as tl
 from flashlla.ops.triton._common import (
     FEW,
     LOG2_E,
+    UNSPECIALIZED,
     Keys,
     Place,
     Sequences,
@@ -155,7 +156,7 @@ def load_direction(
     return hi, lo, tl.sum(vector * kbar, 1), vector
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def rows_bwd_kernel(
     p_q,
     s_qb,
@@ -432,7 +433,7 @@ def key_block(
     return KeySums(dot(narrow(ds, q.dtype), q, dk), dot(narrow(a, do.dtype), do, state.v))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def keys_bwd_kernel(
     p_q,
     s_qb,

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from flashlla.ops.triton._common import (
     LOG2_E,
+    UNSPECIALIZED,
     Keys,
     Sequences,
     accumulate,
@@ -229,7 +230,8 @@ def conjugate_gradients(
             d, q, scale, lse, lo, hi, keys, columns, dims, kbar, ridge, span, DIM, WINDOW, TERMS, 1
         )
         curvature = tl.sum(d * ad, 1)
-        step = tl.where(active & (curvature > 0), tl.sum(r * d, 1) / curvature, 0.0)[:, None]
+        moving = active & (curvature > 0)
+        step = tl.where(moving, tl.sum(r * d, 1) / tl.where(moving, curvature, 1.0), 0.0)[:, None]
         x += step * d
         r -= step * ad
         rr = tl.sum(r * r, 1)
@@ -271,7 +273,7 @@ def load_probe(p_g, offsets, stride_lo, exists, dims, DIM: tl.constexpr, PROBE_T
     return g, g_lo
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def probe_fwd_kernel(
     p_q,
     s_qb,
@@ -391,7 +393,7 @@ def probe_fwd_kernel(
     store_split(p_g, offsets, g, 1.0 / ridge, exists, dims, DIM, OPERAND, PROBE_TERMS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def residual_kernel(
     p_q,
     s_qb,

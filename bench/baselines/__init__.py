@@ -1,0 +1,1 @@
+"""What the kernels of this library are measured against, written with the same tools and the same care."""
