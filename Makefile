@@ -49,6 +49,9 @@ $(READY): pyproject.toml setup.py $(shell find csrc -type f)
 
 # ---- a machine with a GPU, offline ---------------------------------------------------------------------
 
+# Most of the time goes into compiling kernels, so that several processes pay where pytest-xdist is there.
+GPU_TESTS = -m gpu $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo '-n 8 --dist loadgroup')
+
 # Such a machine brings its own torch and triton. With pybind11 there, flashlla is built and installed as it is;
 # without it the compiled CPU kernels are left out: build/tree joins the folders as the packages they are.
 gpu:  ## tests that need a GPU, with the interpreter and the packages of this machine
@@ -56,10 +59,10 @@ gpu:  ## tests that need a GPU, with the interpreter and the packages of this ma
 	    { echo "make: $(PYTHON) has no torch that finds a GPU; name another interpreter with PYTHON=..."; exit 1; }
 	@if $(PYTHON) -c 'import pybind11, setuptools' 2> /dev/null; then \
 	    $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e . && \
-	    $(PYTHON) -m pytest -m gpu $(ARGS); \
+	    $(PYTHON) -m pytest $(GPU_TESTS) $(ARGS); \
 	else \
 	    echo "make: no pybind11 here, so the compiled CPU kernels are left out"; \
 	    rm -rf build/tree && mkdir -p build/tree/flashlla && \
 	    ln -s $(CURDIR)/flashlla/* $(CURDIR)/models $(CURDIR)/experiments build/tree/flashlla && \
-	    cd build/tree && $(PYTHON) -m pytest -m gpu $(CURDIR)/tests $(ARGS); \
+	    cd build/tree && $(PYTHON) -m pytest $(GPU_TESTS) $(CURDIR)/tests $(ARGS); \
 	fi

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from _tables import markdown_table, save_json
 from torch import Tensor
 
 from flashlla.ops import cpu
@@ -135,24 +136,7 @@ def save_rows(path: Path, machine: dict, rows: list[Row]) -> None:
     save_json(path, {"machine": machine, "rows": entries})
 
 
-def save_json(path: Path, content: dict) -> None:
-    """Write a JSON file and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 # ---- tables --------------------------------------------------------------------------------------------
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table whose columns line up."""
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    rule = ["-" * width for width in widths]
-    lines = [
-        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        for line in [header, rule, *rows]
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def rows_as_tables(rows: list[Row]) -> str:

@@ -57,8 +57,8 @@ def table(results: dict[str, list[dict]]) -> str:
             head = ["kernel", "arithmetic", *(f"d={dim}" for dim in dims)]
             parts.append(f"#### {target}\n\n{markdown_table(head, lines)}")
     note = (
-        f"Triton {triton.__version__}: registers a thread / bytes of stack a thread / local loads and stores in "
-        "all inner loops / KiB of shared memory a program."
+        f"Triton {triton.__version__}: registers a thread / bytes of stack a thread / local loads and stores "
+        "in all inner loops / KiB of shared memory a program."
     )
     return "\n\n".join([note, *parts])
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from _tables import markdown_table
+
 from gpu import speed
 from gpu.counts import USEFUL
 from gpu.speed import BOTH, FORWARD
-from gpu.tables import markdown_table
 
 HEADER = ["what", "measured", "bar", ""]
 

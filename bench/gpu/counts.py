@@ -39,7 +39,7 @@ def executed(name: str, constants: dict) -> Products | None:
         "probe_fwd": Products(1 + terms, iterations),
         "apply_fwd": Products(1 + terms + (probe + terms if probe else 0)),
         "adjoint_bwd": Products(2 + terms + kbar, iterations if solved else 0),
-        "rows_bwd": Products(3 + probe + f),
+        "rows_bwd": Products(3 + probe + f + (1 if probe else 0)),  # with a probe, p y in two terms
         "keys_bwd": Products(4 + probe + f + (1 if probe else 0) + (1 if f else 0)),
     }.get(name)
 

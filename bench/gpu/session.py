@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from _tables import save_json
 
 from gpu import machine
-from gpu.tables import save_json
 from gpu.timing import Timer
 from gpu.tree import ROOT
 

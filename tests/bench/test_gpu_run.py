@@ -78,7 +78,7 @@ def counted() -> dict:
 
 def test_products_and_iterations_are_counted():
     found = elsewhere(counted, interpreted=True)
-    assert found["forward"] == [10, 4] and found["backward"] == [21, 4]
+    assert found["forward"] == [10, 4] and found["backward"] == [22, 4]
     # Rows 3 to 8 see many keys: 2 iterations for the 7 pairs of the first tile, 6 for the 26 of the second.
     assert found["iterations"] == pytest.approx([21 / 6, (2 * 7 + 6 * 26) / 33, 6])
 
@@ -87,7 +87,7 @@ def written(folder: str) -> list[str]:
     """A file that replaces another, with numbers that JSON does not know."""
     from pathlib import Path
 
-    from gpu.tables import save_json
+    from _tables import save_json
 
     for value in (1.0, float("nan"), float("inf")):
         save_json(Path(folder) / "made" / "x.json", {"value": [value, {"twice": value}]})

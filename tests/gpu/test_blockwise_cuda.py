@@ -1,4 +1,4 @@
-"""What runs on a GPU today, on a real one: the tiled PyTorch backend, the modules and a training step."""
+"""The tiled PyTorch backend on a real GPU, and a model that trains there with what "auto" takes."""
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ pytestmark = [
 def test_forward_and_gradients_within_budget(data, ridge, dtype):
     operands, do = random_operands(data, q_len=150, heads=4, kv_heads=2, dtype=dtype, ridge=ridge)
     expected = exact(lla_attention, operands, do)
-    actual = evaluate(lla_attention, {name: t.cuda() for name, t in operands.items()}, do.cuda())
+    operands = {name: t.cuda() for name, t in operands.items()}
+    actual = evaluate(lla_attention, operands, do.cuda(), backend="blockwise")
     for name, t in expected.items():
         assert_within_budget(actual[name].cpu(), t, dtype, ridge, gradient=name != "out", name=name)
 
@@ -30,7 +31,7 @@ def test_decoding_equals_the_full_forward():
     q, k, v = (operands[name].cuda() for name in "qkv")
     k_cache, v_cache = torch.zeros_like(k), torch.zeros_like(v)
     with torch.no_grad():
-        full = lla_attention(q, k, v, ridge=0.5)
+        full = lla_attention(q, k, v, ridge=0.5, backend="blockwise")
         steps = [
             lla_attention_with_kvcache(
                 q[:, t : t + 1],
@@ -40,6 +41,7 @@ def test_decoding_equals_the_full_forward():
                 v[:, t : t + 1],
                 cache_seqlens=t,
                 ridge=0.5,
+                backend="blockwise",
             )
             for t in range(70)
         ]

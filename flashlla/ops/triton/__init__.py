@@ -36,10 +36,8 @@ def forward(
     """See ``flashlla.ops.types``. Only a solved probe leaves something for its backward pass."""
     solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
     rows = q.shape[:3]
-    o, lse = (
-        torch.empty(*rows, *last, dtype=t, device=q.device)
-        for last, t in (((v.shape[-1],), q.dtype), ((), accumulate))
-    )
+    o = torch.empty(*rows, v.shape[-1], dtype=q.dtype, device=q.device)
+    lse = torch.empty(rows, dtype=accumulate, device=q.device)
     iterations = torch.zeros(rows, dtype=torch.int32, device=q.device)
     residual = torch.zeros(rows, dtype=accumulate, device=q.device)
     saved = None
@@ -51,15 +49,7 @@ def forward(
         part.launch(
             apply_fwd_kernel,
             "apply_fwd",
-            *(
-                *part.tensors,
-                *given.operand,
-                q if ridge is None else ridge,
-                *strides(ridge),
-                gate,
-                *strides(gate),
-            ),
-            *(part.broken, o, lse),
+            *(*part.tensors, *given.operand, *_per_row(q, ridge, gate), part.broken, o, lse),
             TERMS=part.terms if given.terms else 1,
             PROBE_TERMS=given.terms,
             SOLVED=solved,
@@ -150,7 +140,7 @@ def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads:
     given = _Probe(part, probe, state if solved else None)
     f_terms = part.probe_terms if solved else 0
     tensors = (*part.tensors, do, *strides(do))
-    per_row = (part.q if ridge is None else ridge, *strides(ridge), gate, *strides(gate))
+    per_row = _per_row(part.q, ridge, gate)
     part.launch(
         adjoint_bwd_kernel,
         "adjoint_bwd",
@@ -179,6 +169,11 @@ def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads:
         over_keys=True,
         **terms,
     )
+
+
+def _per_row(q: Tensor, ridge: Tensor | None, gate: Tensor) -> tuple:
+    """ridge and gate with their strides; q stands in for a ridge that is never read."""
+    return (q if ridge is None else ridge, *strides(ridge), gate, *strides(gate))
 
 
 class _Probe:

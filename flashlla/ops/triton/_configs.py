@@ -51,7 +51,7 @@ AMPERE = {
         "rows_bwd": Config(64, 32, 8, 2),
         "keys_bwd": Config(16, 32, 4, 2),
     },
-    256: HOPPER[256],
+    256: {**HOPPER[256], "rows_bwd": Config(32, 16, 4, 1)},
 }
 SMALL = {  # 99 KiB of shared memory: sm_86, sm_89, sm_120; 64 KiB: gfx9
     64: {

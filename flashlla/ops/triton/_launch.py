@@ -24,10 +24,9 @@ def few_keys(q: Tensor) -> int:
 
 
 def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options: Options) -> list[Problem]:
-    """The launches that a call is made of: one, or one for rows that see many keys and one for those that
-    see few.
+    """What a call is launched as: at once, or apart for rows that see many keys and for those that see few.
 
-    Only a solved probe of half precision operands needs two.
+    Only a solved probe of half precision operands needs both.
     """
     call = (q, k, v, layout, options, count_broken(k, v))
     if q.dtype not in HALF or not solved:
@@ -41,8 +40,7 @@ def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options
 
 
 class Problem:
-    """One call, or the rows of it that see few (or many) keys: its operands, and what every launch needs of
-    them.
+    """One call, or those of its rows that see few (or many) keys: operands, and what every launch needs.
 
     Args:
         broken: of ``count_broken``.
@@ -65,20 +63,17 @@ class Problem:
         self.broken, self.rows = broken, rows
         half = q.dtype in HALF
         self.wide = wide or not half
-        self.saves = (
-            self.wide != half
-        )  # its state is what the backward pass gets back, and is not computed again
+        # Whether its state is what the backward pass gets back; any other is computed again.
+        self.saves = self.wide != half
         self.dtype = torch.float64 if self.wide else torch.float32
         self.few = few_keys(q)
-        if (
-            wide and half
-        ):  # the part of their right-hand side that meets no key hides the residual of the rest
+        if wide and half:
+            # What is left of right-hand sides that meet no key would hide the residual of the rest.
             self.options = options._replace(rtol=options.rtol / 16)
         # Weights are split unless the tolerance asks for less than their rounding leaves.
         self.terms = 1 if self.wide or options.rtol >= 4 * torch.finfo(q.dtype).eps else 2
         self.probe_terms = 1 if self.wide else 2
-        # The kernels of this backend iterate unless told otherwise: docs/performance.md counts what either
-        # costs.
+        # "auto" iterates: docs/performance.md counts what either solver costs.
         self.direct = options.solver == "direct"
         self.block_d, self.block_v = (max(16, triton.next_power_of_2(t.shape[-1])) for t in (q, v))
         self.empty = torch.empty(0, dtype=torch.int32, device=q.device)
