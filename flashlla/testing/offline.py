@@ -74,7 +74,7 @@ class Resources(NamedTuple):
 def recorded(target: str) -> Iterator[list[Launch]]:
     """Launches of the Triton backend as on a target, one of ``TARGETS``, are collected instead of run."""
     launches: list[Launch] = []
-    architecture = target if target in _configs.TABLES else "small"
+    architecture = "gfx9" if target.startswith("gfx9") else target
 
     def record(kernel, grid, *arguments, **constants):
         launches.append(Launch(kernel, grid, arguments, constants))

@@ -87,7 +87,7 @@ def product(a, b, ACC: tl.constexpr):
 @triton.jit
 def narrow(x, OPERAND: tl.constexpr):
     """x in dtype OPERAND, rounded to nearest. The interpreter truncates to bfloat16, so it is helped."""
-    if INTERPRETED and tl.bfloat16 == OPERAND:
+    if INTERPRETED and OPERAND == tl.bfloat16:
         x = x.to(tl.float32)
         bits = x.to(tl.int32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -347,7 +347,7 @@ def find_keys(place, heads, kv_heads, capacity, p_k, s_kb, s_kt, s_kh, p_v, s_vb
 def load_rows(p, stride, rows, exists, dims, OPERAND: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
     """Rows of a matrix in dtype OPERAND, ``[rows, dims]``, zeros where there is nothing."""
     pointers = p + rows.to(tl.int64)[:, None] * stride + dims[None, :]
-    if tl.float64 == OPERAND and p.dtype.element_ty.primitive_bitwidth == 16:
+    if OPERAND == tl.float64 and p.dtype.element_ty.primitive_bitwidth == 16:
         # Triton 3.6 lays float64 operands out by the width that they were loaded with, and then fails on 16
         # bits. It does not look behind a branch; this one is always taken.
         x = tl.zeros((rows.shape[0], dims.shape[0]), OPERAND)

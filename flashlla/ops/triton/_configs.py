@@ -76,13 +76,15 @@ SMALL = {  # 99 KiB of shared memory: sm_86, sm_89, sm_120; 64 KiB: gfx9
         "keys_bwd": Config(16, 16, 4, 1),
     },
 }
-TABLES = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": HOPPER, "small": SMALL}
+TABLES = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": HOPPER, "gfx9": SMALL, "small": SMALL}
 
 
 def architecture(device: torch.device) -> str:
     """The entry of ``TABLES`` for a device; the small blocks for unknown ones and the interpreter."""
-    if device.type != "cuda" or triton.knobs.runtime.interpret or torch.version.hip:
+    if device.type != "cuda" or triton.knobs.runtime.interpret:
         return "small"
+    if torch.version.hip:
+        return "gfx9"
     return _capability_name(torch.cuda.get_device_capability(device))
 
 
@@ -90,6 +92,11 @@ def architecture(device: torch.device) -> str:
 def _capability_name(capability: tuple[int, int]) -> str:
     name = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
     return name.get(capability, "small")
+
+
+def full_precision(device: torch.device) -> str:
+    """How a device multiplies float32 numbers with all their digits."""
+    return "ieee" if architecture(device) == "gfx9" else "tf32x3"
 
 
 def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flashlla.ops.triton import _configs
 from flashlla.ops.triton._common import (
     LOG2_E,
     UNSPECIALIZED,
@@ -68,7 +69,7 @@ def outer_block(
     start,
     MASKED: tl.constexpr,
     DIM: tl.constexpr,
-    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
     TERMS: tl.constexpr,
     PROBE_TERMS: tl.constexpr,
 ):
@@ -87,12 +88,10 @@ def outer_block(
     centred = k.to(ACC) - context.shift[None, :]
     some = some - context.some_shift[None, :]
     entries = tl.reshape(some[:, :, None] * centred[:, None, :], (k.shape[0], total.shape[1]))
-    if tl.float64 == ACC:
+    if ACC == tl.float64:
         return tl.dot(p, entries, total, out_dtype=ACC)
-    elif EXACT:
-        return tl.dot(p, entries, total, input_precision="tf32x3")
     else:
-        return tl.dot(p, entries, total, input_precision="tf32")
+        return tl.dot(p, entries, total, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -136,6 +135,7 @@ def covariance_kernel(
     OPERAND: tl.constexpr,
     ACC: tl.constexpr,
     SOME: tl.constexpr,
+    FULL_PRECISION: tl.constexpr,
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -176,9 +176,9 @@ def covariance_kernel(
     context = CovarianceContext(q, scale, lse, lo, hi, keys, columns, dims, some, shift, some_shift)
     cov = tl.zeros((BLOCK_M, SOME * BLOCK_D), ACC)
     if first_hi < exact_rows:
-        cov = sweep(outer_block, cov, context, span, BLOCK_N, WINDOW, DIM, True, 1, 0)
+        cov = sweep(outer_block, cov, context, span, BLOCK_N, WINDOW, DIM, FULL_PRECISION, 1, 0)
     else:
-        cov = sweep(outer_block, cov, context, span, BLOCK_N, WINDOW, DIM, False, 1, 0)
+        cov = sweep(outer_block, cov, context, span, BLOCK_N, WINDOW, DIM, "tf32", 1, 0)
 
     p_row = p_kbar + at[:, None] * DIM
     mean = (
@@ -307,6 +307,7 @@ def solve(problem: Problem, x: Tensor, lse: Tensor, kbar: Tensor, ridge: Tensor)
             *(*problem.tensors, problem.broken, lse, kbar, scratch, first, exact),
             grid=tiles * (block // some),
             SOME=some,
+            FULL_PRECISION=_configs.full_precision(problem.q.device),
         )
         problem.launch(
             system_kernel,

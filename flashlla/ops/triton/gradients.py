@@ -138,7 +138,7 @@ def row_block(
             cu += tl.sum(p * c * (gated - u), 1)
             y -= u * (1.0 + c)
     # At a small ridge y is large and cancels: rounded to one bfloat16, dq would not stay within its budget.
-    TERMS: tl.constexpr = 1 if tl.float64 == ACC else 2
+    TERMS: tl.constexpr = 1 if ACC == tl.float64 else 2
     hi, lo, py = split(p * y, k.dtype, TERMS)
     return RowSums(accumulate(state.yk, hi, lo, k, TERMS), state.y + tl.sum(py, 1), ec, cu)
 
