@@ -121,6 +121,8 @@ def heuristic(kernel: str, architecture: str, block: int, wide: bool) -> Config:
     if kernel == "covariance":
         return Config(16, 16, 8, 1) if wide or architecture == "small" else Config(64, 32, 8, 1)
     if wide:
-        return Config(16, 16, 4, 1) if block > 64 else Config(32, 32, 4, 1)
+        if block > 64:
+            return Config(16, 16, 8 if block > 128 else 4, 1)
+        return Config(32, 16, 8, 1) if kernel == "keys_bwd" else Config(32, 32, 4, 1)
     table = TABLES[architecture]
     return table[min(size for size in table if size >= block)][kernel]
