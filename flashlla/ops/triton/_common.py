@@ -381,6 +381,16 @@ def whole(keys, columns):
 
 
 @triton.jit
+def load_keys(keys, start, columns, dims, OPERAND: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """A block of keys: their numbers, which of them may be read, and themselves."""
+    columns = start + columns
+    exists = columns >= 0
+    if MASKED:
+        exists = whole(keys, columns)
+    return columns, exists, load_rows(keys.p_k, keys.s_k, columns, exists, dims, OPERAND, DIM, MASKED)
+
+
+@triton.jit
 def sees_broken(keys, lo, hi):
     """Rows that see a key or value which is not finite."""
     return tl.load(keys.p_broken + hi) > tl.load(keys.p_broken + lo)

@@ -29,6 +29,7 @@ from flashlla.ops.triton._common import (
     has_members,
     is_finite,
     key_span,
+    load_keys,
     load_rows,
     locate,
     members,
@@ -40,7 +41,6 @@ from flashlla.ops.triton._common import (
     split,
     state_rows,
     sweep,
-    whole,
     whole_scale,
 )
 from flashlla.ops.triton.solve import load_probe, online_weights
@@ -81,12 +81,8 @@ def apply_block(
     TERMS: tl.constexpr,
     PROBE_TERMS: tl.constexpr,
 ):
-    columns = start + context.columns
-    exists = columns >= 0
-    if MASKED:
-        exists = whole(context.keys, columns)
     OPERAND: tl.constexpr = context.q.dtype
-    k = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.dims, OPERAND, DIM, MASKED)
+    columns, exists, k = load_keys(context.keys, start, context.columns, context.dims, OPERAND, DIM, MASKED)
     v = load_rows(
         context.keys.p_v, context.keys.s_v, columns, exists, context.value_dims, OPERAND, VALUE_DIM, MASKED
     )

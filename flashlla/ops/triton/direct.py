@@ -27,6 +27,7 @@ from flashlla.ops.triton._common import (
     has_members,
     is_finite,
     key_span,
+    load_keys,
     load_rows,
     locate,
     members,
@@ -35,7 +36,6 @@ from flashlla.ops.triton._common import (
     scalar_rows,
     state_rows,
     sweep,
-    whole,
     whole_scale,
 )
 from flashlla.ops.triton._launch import Problem, strides
@@ -73,13 +73,9 @@ def outer_block(
     TERMS: tl.constexpr,
     PROBE_TERMS: tl.constexpr,
 ):
-    columns = start + context.columns
-    exists = columns >= 0
-    if MASKED:
-        exists = whole(context.keys, columns)
     ACC: tl.constexpr = total.dtype
-    k = load_rows(
-        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    columns, exists, k = load_keys(
+        context.keys, start, context.columns, context.dims, context.q.dtype, DIM, MASKED
     )
     some = load_rows(context.keys.p_k, context.keys.s_k, columns, exists, context.some, ACC, DIM, True)
     p = weights(

@@ -28,6 +28,7 @@ from flashlla.ops.triton._common import (
     has_members,
     is_finite,
     key_span,
+    load_keys,
     load_rows,
     locate,
     members,
@@ -40,7 +41,6 @@ from flashlla.ops.triton._common import (
     split,
     state_rows,
     sweep,
-    whole,
     whole_scale,
 )
 
@@ -87,12 +87,8 @@ def moments_block(
     TERMS: tl.constexpr,
     PROBE_TERMS: tl.constexpr,
 ):
-    columns = start + context.columns
-    exists = columns >= 0
-    if MASKED:
-        exists = whole(context.keys, columns)
-    k = load_rows(
-        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    columns, _, k = load_keys(
+        context.keys, start, context.columns, context.dims, context.q.dtype, DIM, MASKED
     )
     s = product(context.q, tl.trans(k), state.k.dtype) * context.scale
     w, top, shrink = online_weights(s, state.top, context.lo, context.hi, columns[None, :], MASKED)
@@ -143,12 +139,8 @@ def covariance_block(
     TERMS: tl.constexpr,
     PROBE_TERMS: tl.constexpr,
 ):
-    columns = start + context.columns
-    exists = columns >= 0
-    if MASKED:
-        exists = whole(context.keys, columns)
-    k = load_rows(
-        context.keys.p_k, context.keys.s_k, columns, exists, context.dims, context.q.dtype, DIM, MASKED
+    columns, _, k = load_keys(
+        context.keys, start, context.columns, context.dims, context.q.dtype, DIM, MASKED
     )
     ACC: tl.constexpr = state.k.dtype
     p = weights(
