@@ -54,9 +54,9 @@ class Layout(NamedTuple):
 class Forward(NamedTuple):
     """What a forward pass returns; ``kbar`` and ``g`` are what its own backward wants back.
 
-    o ``[batch, q_len, heads, value_dim]`` in the dtype of q; lse, residual ``[batch, q_len, heads]`` and
-    kbar, g ``[batch, q_len, heads, head_dim]`` in the accumulation dtype; iterations int32
-    ``[batch, q_len, heads]``. kbar is relative to a shift of the keys that each backend chooses.
+    o ``[batch, q_len, heads, value_dim]`` in the dtype of q; lse, residual ``[batch, q_len, heads]`` in the
+    accumulation dtype; iterations int32 ``[batch, q_len, heads]``. kbar and g are the backend's own:
+    ``flashlla._library`` promises their shapes and dtypes, and only its backward pass knows what they hold.
     """
 
     o: Tensor
