@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes a program
+from flashlla.testing.offline import SHARED_LIMIT
+
 KERNELS = {
     "broken_kernel",
     "probe_fwd_kernel",

@@ -117,12 +117,9 @@ def accumulate(acc, hi, lo, b, TERMS: tl.constexpr):
 
 
 @triton.jit
-def double_product(a, hi, lo, ACC: tl.constexpr, TERMS: tl.constexpr):
-    """``a @ (hi + lo)^T`` for an exact a."""
-    out = product(a, tl.trans(hi), ACC)
-    if TERMS == 2:
-        out = dot(a, tl.trans(lo), out)
-    return out
+def split_product(hi, lo, b, ACC: tl.constexpr, TERMS: tl.constexpr):
+    """``(hi + lo) @ b`` in ACC."""
+    return accumulate(tl.zeros((hi.shape[0], b.shape[1]), ACC), hi, lo, b, TERMS)
 
 
 @triton.jit

@@ -23,7 +23,6 @@ from flashlla.ops.triton._common import (
     all_finite,
     bounds,
     combine,
-    dot,
     find_keys,
     first_row,
     has_members,
@@ -39,6 +38,7 @@ from flashlla.ops.triton._common import (
     row_offsets,
     sees_broken,
     split,
+    split_product,
     state_rows,
     sweep,
     whole_scale,
@@ -95,9 +95,7 @@ def apply_block(
     sum_v = accumulate(state.v * shrink[:, None], hi, lo, v, TERMS)
     mean, sum_cv = state.mean, state.cv
     if PROBE_TERMS > 0:
-        c = product(context.g, tl.trans(k), ACC)
-        if PROBE_TERMS == 2:
-            c = dot(context.g_lo, tl.trans(k), c)
+        c = split_product(context.g, context.g_lo, tl.trans(k), ACC, PROBE_TERMS)
         hi, lo, used = split(w * (c * context.unit[:, None] - context.reference[:, None]), v.dtype, TERMS)
         mean = mean * shrink + tl.sum(used, 1)
         sum_cv = accumulate(sum_cv * shrink[:, None], hi, lo, v, TERMS)

@@ -45,6 +45,7 @@ from flashlla.ops.triton._common import (
     row_span,
     scalar_rows,
     split,
+    split_product,
     state_rows,
     sweep,
     whole_scale,
@@ -119,17 +120,13 @@ def row_block(
     y = e
     ec, cu = state.ec, state.cu
     if PROBE_TERMS > 0:
-        c = product(context.g, tl.trans(k), ACC)
-        if PROBE_TERMS == 2:
-            c = dot(context.g_lo, tl.trans(k), c)
+        c = split_product(context.g, context.g_lo, tl.trans(k), ACC, PROBE_TERMS)
         c = c * context.g_unit[:, None] - context.g_mean[:, None]
         gated = context.gate[:, None] * e
         ec += tl.sum(p * e * c, 1)
         y += gated * c
         if F_TERMS > 0:
-            u = product(context.f, tl.trans(k), ACC)
-            if F_TERMS == 2:
-                u = dot(context.f_lo, tl.trans(k), u)
+            u = split_product(context.f, context.f_lo, tl.trans(k), ACC, F_TERMS)
             u = u * context.f_unit[:, None] - context.f_mean[:, None]
             cu += tl.sum(p * c * (gated - u), 1)
             y -= u * (1.0 + c)

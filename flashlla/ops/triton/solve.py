@@ -22,7 +22,6 @@ from flashlla.ops.triton._common import (
     all_finite,
     bounds,
     combine,
-    dot,
     find_keys,
     first_row,
     has_members,
@@ -39,13 +38,11 @@ from flashlla.ops.triton._common import (
     scalar_rows,
     sees_broken,
     split,
+    split_product,
     state_rows,
     sweep,
     whole_scale,
 )
-
-TRIAL = tl.constexpr(8)  # iterations after which a row that converges too slowly is given up, if it may be
-
 
 # ---- moments ---------------------------------------------------------------------------------------------
 
@@ -146,9 +143,7 @@ def covariance_block(
     p = weights(
         context.q, k, context.scale, context.lse, context.lo, context.hi, columns[None, :], ACC, MASKED
     )
-    c = product(context.x, tl.trans(k), ACC)
-    if PROBE_TERMS == 2:
-        c = dot(context.x_lo, tl.trans(k), c)
+    c = split_product(context.x, context.x_lo, tl.trans(k), ACC, PROBE_TERMS)
     hi, lo, t = split(p * (c - context.x_mean[:, None]), k.dtype, TERMS)
     return CovarianceSums(accumulate(state.k, hi, lo, k, TERMS), state.total + tl.sum(t, 1))
 
