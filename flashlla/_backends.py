@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from flashlla import _env
+from flashlla.ops.types import MAX_DECODE_QUERIES
 
 HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FLOATING = (*HALF_OR_SINGLE, torch.float64)
@@ -24,6 +25,7 @@ class Backend(NamedTuple):
     missing: Callable[[], str | None]  # the reason why it cannot be loaded, or None
     summary: str
     named_only: tuple[str, ...] = ()  # devices where "auto" does not take it
+    decodes_only: bool = False  # takes a few new queries over a cache, and nothing else
 
 
 def _nothing_missing() -> None:
@@ -48,6 +50,10 @@ def _triton_missing() -> str | None:
     return None
 
 
+def _cuda_missing() -> str | None:
+    return importlib.import_module("flashlla.ops.cuda").missing()
+
+
 # In the order in which "auto" tries them. The reference is only taken by name: it is quadratic in memory.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("flashlla.ops.cpu", ("cpu",), HALF_OR_SINGLE, _extension_missing, "compiled C++ kernels"),
@@ -58,6 +64,15 @@ BACKENDS: dict[str, Backend] = {
         _triton_missing,
         "Triton kernels, on the CPU interpreted",
         named_only=("cpu",),
+    ),
+    "cuda": Backend(
+        "flashlla.ops.cuda",
+        ("cuda",),
+        (torch.bfloat16, torch.float16),
+        _cuda_missing,
+        "CUDA C++ kernels for decoding",
+        named_only=("cuda",),
+        decodes_only=True,
     ),
     "blockwise": Backend(
         "flashlla.ops.blockwise",
@@ -77,7 +92,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def rejection(name: str, device_type: str, dtype: torch.dtype) -> str | None:
+def rejection(name: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> str | None:
     """Why a backend cannot take these operands, or None if it can."""
     backend = BACKENDS[name]
     if backend.devices is not None and device_type not in backend.devices:
@@ -85,11 +100,13 @@ def rejection(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     if dtype not in backend.dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in backend.dtypes)
         return f"backend {name!r} takes {names}, not {str(dtype).removeprefix('torch.')}"
+    if backend.decodes_only and not decoding:
+        return f"backend {name!r} takes only up to {MAX_DECODE_QUERIES} queries a sequence, over a cache"
     return backend.missing()
 
 
-def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
-    """The backend for operands of this device and dtype.
+def choose(requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> Choice:
+    """The backend for operands of this device and dtype, and for a call that decodes or does not.
 
     A backend that the caller names is taken or refused, never replaced; ``"auto"`` follows
     ``FLASHLLA_BACKEND`` if that is set, and takes the first backend that fits otherwise.
@@ -106,13 +123,13 @@ def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
     if requested == "reference":
         return Choice(requested, reason)
     if requested != "auto":
-        why_not = rejection(requested, device_type, dtype)
+        why_not = rejection(requested, device_type, dtype, decoding)
         if why_not:
             raise NotImplementedError(f"{why_not}; use backend='auto'")
         return Choice(requested, reason)
     passed_over = []
     for name, backend in BACKENDS.items():
-        why_not = rejection(name, device_type, dtype)
+        why_not = rejection(name, device_type, dtype, decoding)
         if why_not is None and device_type in backend.named_only:
             why_not = f"{name!r} is taken on {device_type} only by name"
         if why_not is None:
@@ -121,9 +138,9 @@ def choose(requested: str, device_type: str, dtype: torch.dtype) -> Choice:
     raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
 
 
-def choose_name(requested: str, device_type: str, dtype: torch.dtype) -> str:
+def choose_name(requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> str:
     """The name alone, as a constant to compilers: the choice imports modules, which they cannot trace."""
-    return choose(requested, device_type, dtype).name
+    return choose(requested, device_type, dtype, decoding).name
 
 
 # What torch.compiler.assume_constant_result sets, without the import of the whole compiler that it costs.

@@ -14,7 +14,7 @@ from flashlla import _backends, _validation
 from flashlla.ops.types import Forward, Gradients, Layout, Options, accumulation_dtype
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? probe, Tensor? ridge, Tensor gate"
-_LAYOUT = "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqlens_k"
+_LAYOUT = "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqlens_k, Tensor? block_table"
 _OPTIONS = "float scale, bool causal, int window_size, str solver, float rtol, int max_iters"
 
 _library = torch.library.Library("flashlla", "DEF")  # the registrations live as long as this object
@@ -28,17 +28,17 @@ _library.define(
 )
 
 
-def _forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, *options_backend_stats):
+def _forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, table, *options_backend_stats):
     *options, backend, stats = options_backend_stats
-    layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
+    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*options)
     _validation.check_values(q, k, ridge, layout)
     with torch.autocast(q.device.type, enabled=False):  # precision is the backend's business
         return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
 
 
-def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, *options_backend):
+def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, table, *options_backend):
     *options, backend = options_backend
-    layout, options = Layout(cu_q, cu_k, seqlens_k), Options(*options)
+    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*options)
     if do.shape[-1] > 1 and do.stride(-1) != 1:
         do = do.contiguous()
     with torch.autocast(q.device.type, enabled=False):

@@ -24,7 +24,9 @@ def _shape(t: Tensor) -> tuple:
     return tuple(t.shape)
 
 
-def check_operands(q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None, packed: bool) -> None:
+def check_operands(
+    q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None, packed: bool, paged: bool = False
+) -> None:
     """Types, ranks, dtypes, devices, strides and matching sizes of q, k, v and a given probe (``r``)."""
     layout = "[total, heads, head_dim]" if packed else "[batch, seq, heads, head_dim]"
     named = {"q": q, "k": k, "v": v} if probe is None else {"q": q, "k": k, "v": v, "r": probe}
@@ -45,7 +47,7 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None, packed
             )
         if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
             raise ValueError(f"{name} has {t.shape[-1]} entries a row; the limits are 1 and {MAX_HEAD_DIM}")
-    if not packed and not q.shape[0] == k.shape[0] == v.shape[0]:
+    if not packed and not paged and not q.shape[0] == k.shape[0] == v.shape[0]:
         raise ValueError(
             f"q, k, v have batch sizes {q.shape[0]}, {k.shape[0]}, {v.shape[0]}; they must be equal"
         )
@@ -133,11 +135,37 @@ def check_cache(k: Tensor | None, v: Tensor | None, q: Tensor, k_cache: Tensor, 
             raise TypeError(f"{name} has dtype {new.dtype} and {name}_cache has {cache.dtype}; cast it")
         if new.device != cache.device:
             raise ValueError(f"{name} is on {new.device} and {name}_cache is on {cache.device}; move it")
-        expected = (cache.shape[0], q.shape[1], *cache.shape[2:])
+        expected = (*q.shape[:2], *cache.shape[2:])
         if _shape(new) != expected:
             raise ValueError(
                 f"{name} has shape {_shape(new)}; one row a query and the sizes of the cache make {expected}"
             )
+
+
+def check_block_table(block_table: Tensor | None, q: Tensor) -> None:
+    """Type, rank and device of the pages of a cache."""
+    if block_table is None:
+        return
+    _check_index_tensor("block_table", block_table, q.device, dimensions=2)
+    if block_table.shape[0] != q.shape[0]:
+        raise ValueError(
+            f"block_table has {block_table.shape[0]} rows for a batch of {q.shape[0]}; give one a sequence"
+        )
+
+
+def check_pages(block_table: Tensor | None, lengths: Tensor, k_cache: Tensor) -> None:
+    """The pages that ``lengths`` rows of each sequence use exist; GPU tensors are trusted."""
+    if block_table is None or block_table.is_cuda:
+        return
+    pages, page_size = k_cache.shape[:2]
+    used = torch.arange(block_table.shape[1]) * page_size < lengths[:, None]
+    wrong = used & ((block_table < 0) | (block_table >= pages))
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"block_table[{row}, {column}] is {int(block_table[row, column])} and there are {pages} pages; "
+            f"used entries lie in [0, {pages})"
+        )
 
 
 def check_cache_lengths(lengths: Tensor, batch: int, device: torch.device) -> None:
@@ -149,22 +177,22 @@ def check_cache_lengths(lengths: Tensor, batch: int, device: torch.device) -> No
         )
 
 
-def _check_index_tensor(name: str, t: Tensor, device: torch.device) -> None:
+def _check_index_tensor(name: str, t: Tensor, device: torch.device, dimensions: int = 1) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be an int32 or int64 tensor, got {type(t).__name__}")
     if t.dtype not in _INTEGERS:
         raise TypeError(f"{name} has dtype {t.dtype}; use int32 or int64")
-    if t.dim() != 1:
-        raise ValueError(f"{name} has shape {_shape(t)}; it must have one dimension")
+    if t.dim() != dimensions:
+        raise ValueError(f"{name} has shape {_shape(t)}; it must have {dimensions} dimension(s)")
     if t.device != device:
         raise ValueError(f"{name} is on {t.device} and q is on {device}; move it to the device of q")
 
 
-def check_cache_fits(lengths: Tensor, new_rows: int, capacity: int) -> None:
-    """The used lengths, after appending ``new_rows``, lie within the cache."""
-    if lengths.numel() == 0:
+def check_cache_fits(lengths: int | Tensor, new_rows: int, capacity: int) -> None:
+    """The used lengths, after appending ``new_rows``, lie within the cache; GPU tensors are trusted."""
+    if isinstance(lengths, Tensor) and (lengths.is_cuda or lengths.numel() == 0):
         return
-    lowest, highest = int(lengths.min()), int(lengths.max())
+    lowest, highest = (lengths,) * 2 if isinstance(lengths, int) else map(int, lengths.aminmax())
     if lowest < 0:
         raise ValueError(f"cache_seqlens has the entry {lowest}; lengths start at 0")
     if highest + new_rows > capacity:
@@ -179,8 +207,10 @@ def check_values(q: Tensor, k: Tensor, ridge: Tensor | None, layout: Layout) -> 
     check_ridge_values(ridge)
     _check_cumulative("cu_seqlens", layout.cu_seqlens_q, q.shape[1], "q")
     _check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, k.shape[1], "k")
-    if layout.seqlens_k is not None and layout.seqlens_k.device.type == "cpu":
-        check_cache_fits(layout.seqlens_k, 0, k.shape[1])
+    if layout.seqlens_k is not None:
+        pages = 1 if layout.block_table is None else layout.block_table.shape[1]
+        check_cache_fits(layout.seqlens_k, 0, pages * k.shape[1])
+        check_pages(layout.block_table, layout.seqlens_k, k)
 
 
 def check_ridge_values(ridge: object) -> None:

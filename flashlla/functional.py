@@ -37,7 +37,7 @@ from torch import Tensor
 
 from flashlla import _autograd, _backends, _validation
 from flashlla.ops import reference
-from flashlla.ops.types import Forward, Layout, Options, accumulation_dtype
+from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options, accumulation_dtype
 
 # Relative residual of the probe at which the iterations stop: with these the error budgets of
 # flashlla.testing.numerics hold (docs/numerics.md has the table of what a looser one costs and saves).
@@ -208,6 +208,7 @@ def lla_attention_with_kvcache(
     v: Tensor | None = None,
     *,
     cache_seqlens: int | Tensor,
+    block_table: Tensor | None = None,
     ridge: float | Tensor,
     gate: float | Tensor = 1.0,
     scale: float | None = None,
@@ -224,11 +225,19 @@ def lla_attention_with_kvcache(
     visible to the queries. ``cache_seqlens`` itself is not changed. Slots behind the used rows are never
     read: they may hold anything.
 
+    Up to 16 queries a sequence take the decoding kernels where the backend has such, more are a prefill; a
+    row's result never depends on the rest of the batch.
+
     Args:
         q: ``[batch, q_len, heads, head_dim]``.
-        k_cache, v_cache: ``[batch, capacity, kv_heads, head_dim]`` and, for v, value_dim.
+        k_cache, v_cache: ``[batch, capacity, kv_heads, head_dim]`` and, for v, value_dim; with block_table
+            ``[pages, page_size, kv_heads, ...]``.
         k: new keys, ``[batch, q_len, kv_heads, head_dim]``; v: new values. Both or neither.
-        cache_seqlens: used rows of each cache row before the call: an int, or int32/int64 ``[batch]``.
+        cache_seqlens: used rows of each sequence before the call: an int, or int32/int64 ``[batch]``. Reading
+            a GPU tensor would stall it, so that those are trusted to leave room; an int is always checked.
+        block_table: int32 or int64 ``[batch, max_pages]``: key ``j`` of sequence ``b`` lies in row
+            ``j % page_size`` of page ``block_table[b, j // page_size]``. Entries behind the used pages may be
+            anything. A page that new rows are written into must belong to one sequence alone.
 
     Other arguments as for :func:`lla_attention`.
 
@@ -236,11 +245,12 @@ def lla_attention_with_kvcache(
         ``[batch, q_len, heads, value_dim]`` in the dtype of q.
 
     Raises:
-        ValueError: the new rows overflow the cache (nothing is written), and as :func:`lla_attention`.
+        ValueError: the new rows overflow the cache, or a used entry of block_table is no page (nothing is
+            written), and as :func:`lla_attention`.
         NotImplementedError: a gradient is wanted; use :func:`lla_attention` for training.
     """
     options = (scale, causal, window_size, solver, rtol, max_iters, None, backend)
-    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, ridge, gate, options)
+    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, block_table, ridge, gate, options)
 
 
 def parallax_attention(
@@ -319,6 +329,7 @@ def parallax_attention_with_kvcache(
     v: Tensor | None = None,
     *,
     cache_seqlens: int | Tensor,
+    block_table: Tensor | None = None,
     gate: float | Tensor = 1.0,
     scale: float | None = None,
     causal: bool = True,
@@ -327,7 +338,7 @@ def parallax_attention_with_kvcache(
 ) -> Tensor:
     """:func:`parallax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
     options = (scale, causal, window_size, "auto", None, None, None, backend)
-    return _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, _NO_RIDGE, gate, options)
+    return _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, block_table, _NO_RIDGE, gate, options)
 
 
 def softmax_attention(
@@ -375,6 +386,7 @@ def softmax_attention_with_kvcache(
     v: Tensor | None = None,
     *,
     cache_seqlens: int | Tensor,
+    block_table: Tensor | None = None,
     scale: float | None = None,
     causal: bool = True,
     window_size: int | None = None,
@@ -382,7 +394,7 @@ def softmax_attention_with_kvcache(
 ) -> Tensor:
     """:func:`softmax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
     options = (scale, causal, window_size, "auto", None, None, None, backend)
-    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, _NO_RIDGE, 1.0, options)
+    return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, block_table, _NO_RIDGE, 1.0, options)
 
 
 # ---- from public arguments to the operator ----------------------------------------------------------
@@ -416,30 +428,37 @@ def _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, ridge, gate, options, stats) -
     return _call(q, k, v, r, ridge, gate, layout, options, stats)
 
 
-def _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, ridge, gate, options) -> Tensor:
+def _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, block_table, ridge, gate, options) -> Tensor:
     q, r = _cast_like(k_cache, q, r)
     k, v = _cast_like(k_cache, k, v)
-    _validation.check_operands(q, k_cache, v_cache, r, packed=False)
+    _validation.check_operands(q, k_cache, v_cache, r, packed=False, paged=block_table is not None)
+    _validation.check_block_table(block_table, q)
     _validation.check_cache(k, v, q, k_cache, v_cache)
     _check_rows(ridge, gate, q)
     if torch.is_grad_enabled() and any(
         isinstance(t, Tensor) and t.requires_grad for t in (q, k, v, r, k_cache, v_cache, ridge, gate)
     ):
         raise NotImplementedError("attention over a cache has no gradient; call it under torch.no_grad()")
-    batch, capacity = k_cache.shape[:2]
+    batch, page_size = q.shape[0], k_cache.shape[1]
+    capacity = page_size if block_table is None else page_size * block_table.shape[1]
+    new_rows = 0 if k is None else k.shape[1]
     if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
+        _validation.check_cache_fits(cache_seqlens, new_rows, capacity)
         cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int64, device=q.device)
     _validation.check_cache_lengths(cache_seqlens, batch, q.device)
-    new_rows = 0 if k is None else k.shape[1]
-    resolved = _resolve(q, *options)  # every complaint comes before the cache is written
+    # every complaint comes before the cache is written
+    resolved = _resolve(q, *options, decoding=q.shape[1] <= MAX_DECODE_QUERIES)
     if not torch.compiler.is_compiling():
         _validation.check_cache_fits(cache_seqlens, new_rows, capacity)
+        _validation.check_pages(block_table, cache_seqlens + new_rows, k_cache)
         _validation.check_ridge_values(ridge)
     if k is not None:
         rows = torch.arange(batch, device=q.device)[:, None]
         slots = cache_seqlens[:, None] + torch.arange(new_rows, device=q.device)
+        if block_table is not None:
+            rows, slots = block_table.long()[rows, slots // page_size], slots % page_size
         k_cache[rows, slots], v_cache[rows, slots] = k, v
-    layout = Layout(seqlens_k=cache_seqlens + new_rows)
+    layout = Layout(seqlens_k=cache_seqlens + new_rows, block_table=block_table)
     return _run(q, k_cache, v_cache, r, ridge, gate, layout, *resolved, stats=False).o
 
 
@@ -455,7 +474,7 @@ def _check_rows(ridge, gate, q: Tensor) -> None:
 
 
 def _resolve(
-    q: Tensor, scale, causal, window_size, solver, rtol, max_iters, deterministic, backend
+    q: Tensor, scale, causal, window_size, solver, rtol, max_iters, deterministic, backend, decoding=False
 ) -> tuple[Options, str]:
     """Defaults filled in, everything checked, the backend chosen."""
     head_dim = int(q.shape[-1])  # a compiler specialises on it: kernels do as well
@@ -467,7 +486,7 @@ def _resolve(
     if deterministic not in (None, True, False):
         raise TypeError(f"deterministic must be True, False or None, got {deterministic!r}")
     options = Options(scale, bool(causal), window_size or 0, solver, rtol, max_iters)
-    return options, _backends.choose_name(backend, q.device.type, q.dtype)
+    return options, _backends.choose_name(backend, q.device.type, q.dtype, decoding)
 
 
 def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward:

@@ -26,6 +26,7 @@ from flashlla.ops.types import (
     Options,
     Sequence,
     accumulation_dtype,
+    contiguous_cache,
     sequences,
     visible_range,
 )
@@ -71,6 +72,7 @@ def forward(
     stats: bool,
 ) -> Forward:
     """See ``flashlla.ops.types``."""
+    k, v, layout = contiguous_cache(k, v, layout)
     out = _allocate(q, v)
     for piece in sequences(layout, q, k):
         operands = _piece(piece, q, k, v, probe, ridge, gate)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashlla import _C, _env
-from flashlla.ops.types import Forward, Gradients, Layout, Options
+from flashlla.ops.types import Forward, Gradients, Layout, Options, contiguous_cache
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SOLVERS = {"auto": 0, "cg": 1, "direct": 2}
@@ -37,6 +37,7 @@ def forward(
     stats: bool,
 ) -> Forward:
     """See ``flashlla.ops.types``. One query row over a cache goes through the decoding kernel."""
+    k, v, layout = contiguous_cache(k, v, layout)
     problem = _Problem(q, k, v, probe, ridge, gate, layout, options, stats)
     rows = q.shape[:3]
     # Rows of an operand that no sequence covers do not exist, so every element of these is written; only g

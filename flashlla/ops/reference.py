@@ -15,7 +15,15 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from flashlla.ops.types import Gradients, Layout, Options, accumulation_dtype, sequences, visible_range
+from flashlla.ops.types import (
+    Gradients,
+    Layout,
+    Options,
+    accumulation_dtype,
+    contiguous_cache,
+    sequences,
+    visible_range,
+)
 
 
 class Weights(NamedTuple):
@@ -68,6 +76,7 @@ def attention(
     options: Options,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[batch, q_len, heads, value_dim]`` and lse ``[batch, q_len, heads]``; see ``ops.types``."""
+    k, v, layout = contiguous_cache(k, v, layout)
     if layout == Layout():
         return _attention_dense(q, k, v, probe, ridge, gate, options)
     pieces = [

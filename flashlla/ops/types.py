@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MAX_DECODE_QUERIES = 16  # more new queries a sequence than these over a cache are a prefill
+
 
 class Options(NamedTuple):
     """The scalar options of one call, every default resolved."""
@@ -36,12 +38,15 @@ class Layout(NamedTuple):
 
     All None: one sequence a batch row. ``cu_seqlens_*`` (int, ``[sequences + 1]``): packed sequences in
     a batch of one, those of the keys None if they are the same. ``seqlens_k`` (int, ``[batch]``): the used
-    length of each row of a key/value cache.
+    length of each row of a key/value cache. ``block_table`` (int, ``[batch, max_pages]``), with seqlens_k:
+    the cache is paged, k and v are ``[pages, page_size, kv_heads, ...]`` and row ``b`` holds its keys in the
+    pages that ``block_table[b]`` lists; entries behind the used ones may be anything.
     """
 
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
     seqlens_k: Tensor | None = None
+    block_table: Tensor | None = None
 
     @property
     def packed(self) -> tuple[Tensor, Tensor] | None:
@@ -84,6 +89,15 @@ class Sequence(NamedTuple):
     batch: slice
     q_rows: slice
     k_rows: slice
+
+
+def contiguous_cache(k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Layout]:
+    """A paged cache as rows ``[batch, max_pages * page_size, kv_heads, ...]``, copied; others as are."""
+    if layout.block_table is None:
+        return k, v, layout
+    pages = layout.block_table.long().clamp(0, max(k.shape[0] - 1, 0))
+    k, v = (t[pages].flatten(1, 2) for t in (k, v))
+    return k, v, layout._replace(block_table=None)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

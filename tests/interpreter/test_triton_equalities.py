@@ -14,6 +14,7 @@ from flashlla import (
     lla_attention_with_stats,
     parallax_attention_varlen,
 )
+from flashlla.ops.types import Layout
 from flashlla.testing.numerics import assert_within_budget, evaluate, exact
 from flashlla.testing.problems import random_operands
 
@@ -212,11 +213,11 @@ def test_fakes_and_opcheck(dtype, member):
     probe, ridge = (operands.get(name) for name in ("r", "ridge"))
     tensors = (operands["q"], operands["k"], operands["v"], probe, ridge, operands["gate"])
     options = (0.25, True, 0, "cg", DEFAULT_RTOL[dtype], 48, "triton")
-    forward = (*tensors, None, None, None, *options, True)
+    forward = (*tensors, *Layout(), *options, True)
     torch.library.opcheck(torch.ops.flashlla.forward.default, forward)
     out = torch.ops.flashlla.forward(*forward)
     torch.library.opcheck(
-        torch.ops.flashlla.backward.default, (do, *tensors, out[2], out[3], None, None, None, *options)
+        torch.ops.flashlla.backward.default, (do, *tensors, out[2], out[3], *Layout(), *options)
     )
 
 

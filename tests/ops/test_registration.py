@@ -49,7 +49,7 @@ def forward_arguments(backend: str, kind: str, arrange) -> tuple:
     q, k, v, probe = (arrange(operands[n]) if n in operands else None for n in ("q", "k", "v", "r"))
     cu_seqlens = torch.tensor([0, 7, 20]) if kind == "varlen" else None
     seqlens_k = torch.tensor([13]) if kind == "kvcache" else None
-    layout = (cu_seqlens, cu_seqlens, seqlens_k)
+    layout = (cu_seqlens, cu_seqlens, seqlens_k, None)
     return (q, k, v, probe, operands.get("ridge"), operands["gate"], *layout, *OPTIONS, backend, True)
 
 

@@ -19,7 +19,7 @@ from flashlla.ops.triton.adjoint import adjoint_bwd_kernel
 from flashlla.ops.triton.apply import apply_fwd_kernel
 from flashlla.ops.triton.gradients import EBAR, LSE, PLANES, keys_bwd_kernel, rows_bwd_kernel
 from flashlla.ops.triton.solve import probe_fwd_kernel, residual_kernel
-from flashlla.ops.types import Forward, Gradients, Layout, Options, accumulation_dtype
+from flashlla.ops.types import Forward, Gradients, Layout, Options, accumulation_dtype, contiguous_cache
 
 
 def forward(
@@ -34,6 +34,7 @@ def forward(
     stats: bool,
 ) -> Forward:
     """See ``flashlla.ops.types``. Only a solved probe leaves something for its backward pass."""
+    k, v, layout = contiguous_cache(k, v, layout)
     solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
     rows = q.shape[:3]
     o = torch.empty(*rows, v.shape[-1], dtype=q.dtype, device=q.device)
