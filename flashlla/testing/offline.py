@@ -190,6 +190,10 @@ VARIANTS: dict[str, dict] = {
     "float32": {"dtype": torch.float32},
     "loose": {"rtol": 5e-2},
     "odd": {"head_dim_change": -3},
+    "decode": {"new_rows": 1, "kv_heads": 1},
+    "decode_paged": {"new_rows": 4, "paged": True, "window_size": 256},
+    "decode_parallax": {"new_rows": 1, "member": "parallax", "kv_heads": 1},
+    "decode_softmax": {"new_rows": 1, "member": "softmax", "paged": True},
 }
 ONCE = ("plain", "direct")  # these two have every kernel
 
@@ -205,19 +209,29 @@ def launches_of(
     window_size: int = 0,
     packed: bool = False,
     cache: bool = False,
+    new_rows: int | None = None,
+    paged: bool = False,
     kv_heads: int = 2,
     rtol: float = 1e-4,
     head_dim_change: int = 0,
 ) -> list[Launch]:
-    """What a forward and a backward pass launch on a target, every kernel and specialisation once."""
+    """What a forward and a backward pass launch on a target, every kernel and specialisation once.
+
+    Args:
+        cache: a prefill over a cache; with ``new_rows`` so many rows are decoded instead. No backward pass.
+        paged: the cache is paged.
+    """
     length, heads, dim = 1024, 2, head_dim + head_dim_change
-    q = torch.empty(1, length, heads, dim, dtype=dtype)
-    k = torch.empty(1, length, kv_heads, dim, dtype=dtype)
+    rows, cache = new_rows or length, cache or new_rows is not None
+    q = torch.empty(1, rows, heads, dim, dtype=dtype)
+    k = torch.empty(*((4, length // 4) if paged else (1, length)), kv_heads, dim, dtype=dtype)
     probe = q if member == "parallax" else None
-    ridge, gate = (torch.ones(1, length, heads) for _ in range(2))
+    ridge, gate = (torch.ones(1, rows, heads) for _ in range(2))
     ridge = ridge if member == "lla" else None
     bounds = torch.tensor([0, 300, length])
-    layout = Layout(cu_seqlens_q=bounds) if packed else Layout(seqlens_k=bounds[-1:]) if cache else Layout()
+    table = torch.arange(4, dtype=torch.int32)[None] if paged else None
+    layout = Layout(cu_seqlens_q=bounds) if packed else Layout()
+    layout = Layout(seqlens_k=bounds[-1:], block_table=table) if cache else layout
     options = Options(dim**-0.5, causal, window_size, solver, rtol, 2 * dim + 16)
     with recorded(target) as launches:
         out = backend.forward(q, k, k, probe, ridge, gate, layout, options, True)

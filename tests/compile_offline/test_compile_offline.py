@@ -24,6 +24,7 @@ KERNELS = {
     "covariance_kernel",
     "system_kernel",
 }
+DECODE = {"moments_kernel", "merge_kernel", "solve_kernel", "weighted_kernel", "merge_weighted_kernel"}
 # Local loads and stores of all inner loops together (they number thousands of instructions).
 FEW_SPILLS = 10
 
@@ -64,16 +65,28 @@ def test_every_kernel_compiles_for_sm_90():
     assert all(row["instructions"]["mma"] > 0 for row in wide)  # float64 has its tensor cores, too
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_decoding_compiles_for_sm_90(head_dim):
+    rows = compile_all("sm_90", head_dim, "decode", "decode_parallax")
+    assert {row["kernel"] for row in rows} == DECODE
+    for row in rows:
+        assert row["spilled_in_loops"] == 0, row
+    moments = next(row for row in rows if row["kernel"] == "moments_kernel")
+    assert moments["instructions"]["wgmma"] > 0
+    assert moments["instructions"]["cp.async"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("target", SHARED_LIMIT)
 def test_every_option_compiles(target, head_dim):
-    assert {row["kernel"] for row in compile_all(target, head_dim)} == KERNELS
+    assert {row["kernel"] for row in compile_all(target, head_dim)} == KERNELS | DECODE
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("target", SHARED_LIMIT)
 def test_the_largest_head_dimension_compiles(target):
-    compile_all(target, 256, "plain", "direct")
+    compile_all(target, 256, "plain", "direct", "decode", "decode_paged", "decode_parallax")

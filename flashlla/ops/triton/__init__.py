@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashlla.ops.triton import direct
+from flashlla.ops.triton import decode, direct
 from flashlla.ops.triton._launch import Problem, parts, strides
 from flashlla.ops.triton.adjoint import adjoint_bwd_kernel
 from flashlla.ops.triton.apply import apply_fwd_kernel
@@ -34,6 +34,8 @@ def forward(
     stats: bool,
 ) -> Forward:
     """See ``flashlla.ops.types``. Only a solved probe leaves something for its backward pass."""
+    if decode.takes(q, layout):
+        return decode.forward(q, k, v, probe, ridge, gate, layout, options)
     k, v, layout = contiguous_cache(k, v, layout)
     solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
     rows = q.shape[:3]

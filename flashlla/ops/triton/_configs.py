@@ -103,7 +103,8 @@ def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
     """The configuration of a launch: a tuned one if there is one, else the heuristic's.
 
     Args:
-        kernel: one of ``KERNELS``, or ``"covariance"`` or ``"system"`` of the direct solver.
+        kernel: one of ``KERNELS``, ``"covariance"`` or ``"system"`` of the direct solver, ``"moments"`` or
+            ``"weighted"`` of decoding.
         block: the larger of both padded head dimensions.
         wide: operands in float64.
     """
@@ -118,6 +119,10 @@ def heuristic(kernel: str, architecture: str, block: int, wide: bool) -> Config:
     """The configuration for an :func:`architecture`; other arguments as for :func:`choose`."""
     if kernel == "system":  # one row a program; its tiles are those of the covariances
         return heuristic("covariance", architecture, block, wide)._replace(num_warps=1 if block <= 64 else 4)
+    if kernel in ("moments", "weighted"):  # decoding
+        if block <= 64:
+            return Config(16, 32, 4, 3)
+        return Config(16, 32, 8, 2) if architecture == "sm_90" and block <= 128 else Config(16, 16, 8, 3)
     if kernel == "covariance":
         return Config(16, 16, 8, 1) if wide or architecture == "small" else Config(64, 32, 8, 1)
     if wide:
