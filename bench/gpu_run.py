@@ -79,7 +79,7 @@ def checked_device(name: str, quick: bool):
 
 def run(options: argparse.Namespace) -> None:
     """All sections, the most important ones first."""
-    from gpu import accuracy, bars, checks, kernels, machine, memory, plot, speed, training
+    from gpu import accuracy, bars, checks, decode, kernels, machine, memory, plot, speed, training
     from gpu.session import Session
 
     session = Session(options.device, options.quick, options.minutes, options.out, STARTED)
@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
     session.section("matmul", yardstick)
     session.section("checks", check)
     session.section("speed", speed.measure_first)
+    session.section("decode", decode.measure, seconds=60)
     session.section("accuracy", accuracy.measure)
     session.section("memory", memory.measure)
     session.section("long", memory.run_long)

@@ -27,7 +27,7 @@ def compute(session) -> None:
     """
     dims = speed.sizes(session)[0]
     session.bars = [row for dim in dims for row in (*_published(session, dim), *_rates(session, dim))]
-    session.bars += _memory(session)
+    session.bars += [*_memory(session), *_decode(session)]
     if session.interpreted:
         session.bars = [{**row, "met": None} for row in session.bars]
 
@@ -100,6 +100,33 @@ def _rates(session, dim: int) -> list[dict]:
                 f"{name}, products {count} as a share of the matmul rate, forward and backward, {_at(dim, n)}"
             )
             bars.append(bar(what, share, 40.0, True, " %"))
+    return bars
+
+
+# ---- decoding ---------------------------------------------------------------------------------------------
+
+
+def _decode(session) -> list[dict]:
+    """The worst of all shapes that a bar is about, for every kernel for exact LLA."""
+    timed = [row for row in session.rows("decode") if "ms" in row and "failed" not in row]
+    bars = []
+    for name in dict.fromkeys(row["contender"] for row in timed if row["contender"].startswith("lla")) or [
+        "lla"
+    ]:
+        own = [row for row in timed if row["contender"] == name]
+        for heads in (8, 32):
+            ratios = [row["over_sdpa"] for row in own if row["heads"] == heads and row["length"] >= 4096]
+            what = f"{name} / sdpa, time of a step, {heads}/8 heads, worst from 4096 keys on"
+            bars.append(bar(what, max(ratios, default=None), 1.5, False, "x"))
+        shares = [
+            100 * row["bandwidth_share"]
+            for row in own
+            if row["batch"] * row["heads"] >= 256 and row["length"] == 16384
+        ]
+        what = f"{name}, share of copy bandwidth, batch * heads >= 256, 16384 keys, worst"
+        bars.append(bar(what, min(shares, default=None), 60.0, True, " %"))
+    solves = [1e3 * row["kernels"]["solve"] for row in timed if row["batch"] == 1 and "kernels" in row]
+    bars.append(bar("solve of one step, batch 1", max(solves, default=None), 10.0, False, " us"))
     return bars
 
 

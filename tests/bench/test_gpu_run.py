@@ -7,8 +7,10 @@ import json
 import pytest
 from other_python import ROOT, elsewhere, run_python
 
-SECTIONS = ["matmul", "checks", "speed", "accuracy", "memory", "long", "training", "solvers", "kernels"]
+SECTIONS = ["matmul", "checks", "speed", "decode", "accuracy", "memory", "long", "training"]
+SECTIONS += ["solvers", "kernels"]
 GOALS = ["time, forward and backward, ridge 1", "time, forward and backward, ridge 0.1", "error, forward"]
+GOALS += ["sdpa, time of a step", "share of copy bandwidth", "solve of one step"]
 GOALS += ["time over products executed", "as a share of the matmul rate", "peak memory", "runs and is right"]
 
 

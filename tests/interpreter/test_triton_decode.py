@@ -75,7 +75,7 @@ def paged(operands: dict[str, Tensor], page_size: int, seed: int = 0) -> tuple[d
 
 
 @dtype
-@pytest.mark.parametrize("kv_len", [0, 1, 2, 15, 16, 17, 20, 63, 64, 65, 511, 513, 1100])
+@pytest.mark.parametrize("kv_len", [0, 1, 2, 15, 16, 17, 20, 63, 64, 65, 1024, 1025, 2100])
 def test_lengths(dtype, kv_len):
     check("lla", problem(kv_len=kv_len, dtype=dtype), kv_len)
 
@@ -90,21 +90,25 @@ def test_ridges_and_data(dtype, data, ridge, kv_len, head_dim):
 
 @member
 @dtype
-@pytest.mark.parametrize("q_len", [1, 3, 16])
+@pytest.mark.parametrize("q_len", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"window_size": 20}, {"causal": False}], ids=str)
 def test_members_and_masks(member, dtype, q_len, options):
     operands = problem(member, "steep", q_len=q_len, batch=2, heads=4, kv_heads=2, value_dim=12, dtype=dtype)
     check(member, operands, torch.tensor([70, 33]), **options)
 
 
+def test_the_most_tokens_that_a_step_has():
+    check("lla", problem(q_len=16, heads=1, kv_len=40, dtype=torch.bfloat16), 40)
+
+
 @member
-@pytest.mark.parametrize(("head_dim", "value_dim"), [(1, 1), (57, 40), (128, 128), (256, 16), (24, 200)])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(1, 1), (57, 40), (128, 128), (140, 16), (24, 200)])
 def test_dimensions(member, head_dim, value_dim):
     operands = problem(member, kv_len=90, head_dim=head_dim, value_dim=value_dim, dtype=torch.bfloat16)
     check(member, operands, 90)
 
 
-@member
+@pytest.mark.parametrize("member", ["parallax", "softmax"])
 def test_more_rows_than_a_tile(member):
     check(member, problem(member, q_len=16, heads=6, dtype=torch.bfloat16), 70)
 
@@ -155,9 +159,9 @@ def test_pages_change_no_bit(member, page_size, options):
 
 @member
 def test_a_paged_prefill(member):
-    operands = problem(member, q_len=20, batch=2, kv_len=40, dtype=torch.bfloat16)
+    operands = problem(member, q_len=17, batch=2, kv_len=24, heads=1, dtype=torch.bfloat16)
     pages, table = paged(operands, 16)
-    lengths = torch.tensor([40, 31])
+    lengths = torch.tensor([24, 20])
     out = run(member, pages, lengths, block_table=table)
     assert torch.equal(out, run(member, operands, lengths))
     assert_within_budget(out, exact(member, operands, lengths), torch.bfloat16, 0.1)
@@ -165,8 +169,8 @@ def test_a_paged_prefill(member):
 
 @member
 def test_alone_and_in_a_batch(member):
-    operands = problem(member, q_len=2, batch=3, kv_len=600, dtype=torch.bfloat16)
-    lengths = torch.tensor([600, 31, 520])
+    operands = problem(member, batch=3, kv_len=1100, dtype=torch.bfloat16)
+    lengths = torch.tensor([1100, 31, 1025])
     together = run(member, operands, lengths)
     for b in range(3):
         alone = {name: t[b : b + 1] for name, t in operands.items()}
@@ -214,7 +218,7 @@ def test_an_empty_batch():
 @pytest.mark.parametrize("capacity", [0, 1, 512, 4096, 4097, 40000, 10**6])
 def test_the_bound_of_splits_holds(capacity):
     def splits(keys: int) -> int:
-        size = 512
+        size = 1024
         while size * 8 < keys and size < 4096:
             size *= 2
         return -(-keys // size)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-SHORTEST_SPLIT = tl.constexpr(512)
+SHORTEST_SPLIT = tl.constexpr(1024)
 LONGEST_SPLIT = tl.constexpr(4096)
 USUAL_SPLITS = tl.constexpr(8)  # between those two sizes; long sequences have more, short ones fewer
 
