@@ -48,12 +48,13 @@ def forward_arguments(backend: str, kind: str, arrange) -> tuple:
     )
     q, k, v, probe = (arrange(operands[n]) if n in operands else None for n in ("q", "k", "v", "r"))
     cu_seqlens = torch.tensor([0, 7, 20]) if kind == "varlen" else None
-    seqlens_k = torch.tensor([13]) if kind == "kvcache" else None
-    layout = (cu_seqlens, cu_seqlens, seqlens_k, None)
+    seqlens_k = torch.tensor([13]) if kind in ("kvcache", "paged") else None
+    block_table = torch.zeros(1, 1, dtype=torch.int32) if kind == "paged" else None
+    layout = (cu_seqlens, cu_seqlens, seqlens_k, block_table)
     return (q, k, v, probe, operands.get("ridge"), operands["gate"], *layout, *OPTIONS, backend, True)
 
 
-KINDS = ("lla", "parallax", "softmax", "varlen", "kvcache")
+KINDS = ("lla", "parallax", "softmax", "varlen", "kvcache", "paged")
 arrange = pytest.mark.parametrize("arrange", [torch.clone, permuted], ids=["contiguous", "permuted"])
 
 
@@ -63,13 +64,13 @@ def test_opcheck_forward(backend, kind, arrange):
     torch.library.opcheck(torch.ops.flashlla.forward.default, forward_arguments(backend, kind, arrange))
 
 
-@pytest.mark.parametrize("kind", KINDS[:-1])  # attention over a cache has no backward
+@pytest.mark.parametrize("kind", KINDS[:-2])  # attention over a cache has no backward
 @arrange
 def test_opcheck_backward(backend, kind, arrange):
     arguments = forward_arguments(backend, kind, arrange)
     out, _, kbar, g, *_ = torch.ops.flashlla.forward(*arguments)
     do = arrange(torch.ones_like(out))
-    operands, layout, options = arguments[:6], arguments[6:9], arguments[9:-1]
+    operands, layout, options = arguments[:6], arguments[6:10], arguments[10:-1]
     torch.library.opcheck(torch.ops.flashlla.backward.default, (do, *operands, kbar, g, *layout, *options))
 
 
