@@ -2,7 +2,7 @@
 
 from .checkpoint import load_model, load_training_state, save_model, save_training_state
 from .config import LanguageModelConfig
-from .generation import generate
+from .generation import generate, stream, stream_text
 from .language_model import LanguageModel
 
 __all__ = [
@@ -13,4 +13,6 @@ __all__ = [
     "load_training_state",
     "save_model",
     "save_training_state",
+    "stream",
+    "stream_text",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
         self.mlp = SwiGLU(dim, hidden, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, state: Any = None) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), state)
+    def forward(self, x: Tensor, state: Any = None, lengths: Sequence[int] | None = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), state, lengths)
         return x + self.mlp(self.mlp_norm(x))
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashlla.nn import PageTable
+
 from .backbone import NORM_EPS, Block
 from .config import LanguageModelConfig
 from .mixers import build_mixer
@@ -58,7 +60,12 @@ class LanguageModel(nn.Module):
             block.scale_output((2 * config.depth) ** -0.5)
 
     def forward(
-        self, tokens: Tensor, states: Sequence[Any] | None = None, *, last_only: bool = False
+        self,
+        tokens: Tensor,
+        states: Sequence[Any] | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits of the token behind every position.
 
@@ -66,7 +73,9 @@ class LanguageModel(nn.Module):
             tokens: ``[batch, seq]``, int64.
             states: decode states from :meth:`make_states`; tokens then continue what the states have seen,
                 and the states are updated in place. Without gradient only.
-            last_only: the logits of the last position only, for a prefill.
+            lengths: with states, the real tokens of each row, ints in ``[0, seq]``; what stands behind them
+                is padding: any tokens, which leave no trace in the states and have logits without meaning.
+            last_only: the logits of the last (real) position only, for a prefill.
 
         Returns:
             ``[batch, seq, vocab_size]``, with last_only ``[batch, 1, vocab_size]``.
@@ -78,15 +87,46 @@ class LanguageModel(nn.Module):
         self._check_inputs(tokens, states)
         x = self.embedding(tokens)
         for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
-            x = block(x, state)
-        x = self.norm(x[:, -1:] if last_only else x)
+            x = block(x, state, lengths)
+        if last_only and lengths is not None:
+            last = torch.tensor(lengths).clamp(min=1).to(x.device, non_blocking=True) - 1
+            x = x[torch.arange(x.shape[0], device=x.device), last][:, None]
+        elif last_only:
+            x = x[:, -1:]
+        x = self.norm(x)
         return F.linear(x, self.embedding.weight if self.head is None else self.head)
 
-    def make_states(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> list[Any]:
-        """Empty decode states of every block, for sequences of up to ``capacity`` tokens."""
-        weight = self.embedding.weight
-        dtype = weight.dtype if dtype is None else dtype
-        return [block.mixer.make_state(batch, capacity, weight.device, dtype) for block in self.blocks]
+    def make_states(
+        self, batch: int, capacity: int, *, kind: str = "static", dtype: torch.dtype | None = None
+    ) -> list[Any]:
+        """Empty decode states of every block, for ``batch`` sequences of up to ``capacity`` tokens.
+
+        Args:
+            kind: ``"static"``, ``"growing"``, ``"sliding"`` or ``"paged"``, see
+                :meth:`flashlla.nn.LocalLinearAttention.make_cache`; all blocks share one page table.
+            dtype: of keys and values; None follows the weights.
+
+        Raises:
+            TypeError, ValueError: an unknown kind, sizes below 1, ``"sliding"`` without a window.
+        """
+        dtype = self.embedding.weight.dtype if dtype is None else dtype
+        if kind == "paged":
+            table = PageTable.for_batch(batch, capacity, device=self.embedding.weight.device)
+            return self.make_paged_states(table, dtype=dtype)
+        return [block.mixer.make_state(batch, capacity, kind=kind, dtype=dtype) for block in self.blocks]
+
+    def make_paged_states(self, table: PageTable, *, dtype: torch.dtype | None = None) -> list[Any]:
+        """Decode states in the pages of ``table``; the batch of a call is what the table has selected.
+
+        Raises:
+            ValueError: other states are in these pages already.
+        """
+        if table.layers:
+            raise ValueError(
+                f"table has {table.layers} caches already; make one table for each set of states"
+            )
+        dtype = self.embedding.weight.dtype if dtype is None else dtype
+        return [block.mixer.make_paged_state(table, dtype=dtype) for block in self.blocks]
 
     def num_parameters(self) -> int:
         """Number of learned numbers."""

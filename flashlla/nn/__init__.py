@@ -1,7 +1,18 @@
-"""Modules: attention layers of the family, their key/value cache, and a drop-in for torch's own module."""
+"""Modules: attention layers of the family, their key/value caches, and a drop-in for torch's own module."""
 
 from flashlla.nn.attention import LocalLinearAttention, ParallaxAttention, SoftmaxAttention
-from flashlla.nn.cache import KVCache
+from flashlla.nn.cache import Cache, GrowingKVCache, KVCache, PagedKVCache, PageTable, SlidingKVCache
 from flashlla.nn.multihead import MultiheadAttention
 
-__all__ = ["KVCache", "LocalLinearAttention", "MultiheadAttention", "ParallaxAttention", "SoftmaxAttention"]
+__all__ = [
+    "Cache",
+    "GrowingKVCache",
+    "KVCache",
+    "LocalLinearAttention",
+    "MultiheadAttention",
+    "PageTable",
+    "PagedKVCache",
+    "ParallaxAttention",
+    "SlidingKVCache",
+    "SoftmaxAttention",
+]

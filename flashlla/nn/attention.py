@@ -5,11 +5,15 @@ One base class does everything that the three layers share; each adds what its m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from flashlla import _validation, functional
-from flashlla.nn.cache import KVCache
+from flashlla.nn.cache import KINDS, Cache, GrowingKVCache, KVCache, PagedKVCache, PageTable, SlidingKVCache
+from flashlla.nn.cache.base import check_counts
+from flashlla.nn.cache.sliding import sliding_capacity
 from flashlla.nn.checks import check_backend, check_mask, check_sizes, check_solver
 from flashlla.nn.per_head import Gate, Ridge
 from flashlla.nn.rotary import Rotation, packed_positions, rotate, rotation
@@ -83,7 +87,8 @@ class _Attention(nn.Module):
         x: Tensor,
         *,
         context: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Attend from ``x`` to itself, to ``context``, or to ``cache`` and itself.
@@ -93,7 +98,9 @@ class _Attention(nn.Module):
             context: source of keys and values instead of x, ``[batch, context_len, dim]``. A causal layer
                 lets the last rows of both meet (bottom right); another one counts positions of both from 0.
             cache: earlier keys and values of this layer, from :meth:`make_cache`. The new rows are
-                appended; positions go on from the length of each sequence. Without gradient only.
+                appended; positions go on from those of each sequence. Without gradient only.
+            lengths: with a cache, the real rows of each sequence of x, ints in ``[0, seq]``; padding stands
+                behind them, is not counted into the cache, and has outputs without meaning.
             cu_seqlens: int32 or int64 ``[sequences + 1]``, bounds of the packed sequences; positions start
                 again in each.
 
@@ -105,7 +112,7 @@ class _Attention(nn.Module):
             ValueError: wrong shapes, more than one of the three options, a full cache.
             NotImplementedError: a gradient through a cache.
         """
-        self._check_inputs(x, context, cache, cu_seqlens)
+        self._check_inputs(x, context, cache, lengths, cu_seqlens)
         source = x if context is None else context
         q = self._heads(self.q_proj(x), self.q_norm)
         k = self._heads(self.k_proj(source), self.k_norm)
@@ -126,9 +133,7 @@ class _Attention(nn.Module):
             **self._options(),
         }
         if cache is not None:
-            *queries, k, v = (t.to(cache.k.dtype) for t in (*queries, k, v))
-            out = self._with_kvcache(*queries, cache.k, cache.v, k, v, cache_seqlens=cache.lengths, **options)
-            cache.advance(x.shape[1])
+            out = self._over_cache((*queries, k, v), cache, lengths, options)
         elif cu_seqlens is not None:
             out = self._varlen(*queries, k, v, cu_seqlens, **options)
         else:
@@ -140,20 +145,39 @@ class _Attention(nn.Module):
         batch: int,
         capacity: int,
         *,
+        kind: str = "static",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> KVCache:
-        """An empty cache of this layer's sizes; device and dtype follow the weights unless given."""
-        weight = self.k_proj.weight
-        return KVCache(
-            batch,
-            capacity,
-            self.kv_heads,
-            self.head_dim,
-            self.value_dim,
-            device=weight.device if device is None else device,
-            dtype=weight.dtype if dtype is None else dtype,
-        )
+    ) -> Cache:
+        """An empty cache of this layer's sizes; device and dtype follow the weights unless given.
+
+        Args:
+            batch: number of sequences.
+            capacity: rows that each may reach; where ``"growing"`` starts, and no limit to ``"sliding"``.
+            kind: ``"static"``, ``"growing"``, ``"sliding"`` (for a layer with a window) or ``"paged"``: with
+                a page table of its own that holds ``batch`` sequences of capacity rows.
+
+        Raises:
+            TypeError, ValueError: an unknown kind, sizes below 1, ``"sliding"`` without a window.
+        """
+        device = self.k_proj.weight.device if device is None else device
+        dtype = self.k_proj.weight.dtype if dtype is None else dtype
+        if kind == "paged":
+            return self.make_paged_cache(PageTable.for_batch(batch, capacity, device=device), dtype=dtype)
+        sizes = (self.kv_heads, self.head_dim, self.value_dim, device, dtype)
+        if kind == "sliding":
+            if self.window_size is None:
+                raise ValueError("kind='sliding' needs a layer with a window_size; this one sees all keys")
+            rows = sliding_capacity(self.window_size, capacity)
+            return SlidingKVCache(batch, rows, *sizes, window_size=self.window_size)
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
+        return (KVCache if kind == "static" else GrowingKVCache)(batch, capacity, *sizes)
+
+    def make_paged_cache(self, table: PageTable, *, dtype: torch.dtype | None = None) -> PagedKVCache:
+        """This layer's pages of ``table``, which the layers of a model share; dtype follows the weights."""
+        dtype = self.k_proj.weight.dtype if dtype is None else dtype
+        return PagedKVCache(table, self.kv_heads, self.head_dim, self.value_dim, dtype)
 
     def extra_repr(self) -> str:
         return (
@@ -172,6 +196,22 @@ class _Attention(nn.Module):
     def _options(self) -> dict:
         return {}
 
+    def _over_cache(self, operands, cache: Cache, lengths: Sequence[int] | None, options: dict) -> Tensor:
+        """Attention of the new rows over the cache, which takes them in; in pieces if it has to be."""
+        rows = operands[0].shape[1]
+        step = cache.most_rows or max(rows, 1)
+        outs = []
+        for i, (*queries, k, v) in enumerate(
+            zip(*(t.to(cache.k.dtype).split(step, 1) for t in operands), strict=True)
+        ):
+            new = k.shape[1]
+            counts = None if lengths is None else [min(max(n - i * step, 0), new) for n in lengths]
+            cache.reserve(new, counts)
+            where = {"cache_seqlens": cache.lengths, "block_table": cache.block_table}
+            outs.append(self._with_kvcache(*queries, cache.k, cache.v, k, v, **where, **options))
+            cache.advance(new, counts)
+        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+
     def _positions(self, x, context, cache, cu_seqlens) -> tuple[Tensor, Tensor]:
         """Positions of the queries and of the new keys."""
         if cu_seqlens is not None:
@@ -179,13 +219,13 @@ class _Attention(nn.Module):
             return positions, positions
         positions = torch.arange(x.shape[1], device=x.device)
         if cache is not None:
-            positions = positions + cache.lengths[:, None]
+            positions = positions + cache.positions[:, None]
         if context is None:
             return positions, positions
         behind = context.shape[1] - x.shape[1] if self.causal else 0
         return positions + behind, torch.arange(context.shape[1], device=x.device)
 
-    def _check_inputs(self, x, context, cache, cu_seqlens) -> None:
+    def _check_inputs(self, x, context, cache, lengths, cu_seqlens) -> None:
         given = [
             n
             for n, a in (("context", context), ("cache", cache), ("cu_seqlens", cu_seqlens))
@@ -203,7 +243,9 @@ class _Attention(nn.Module):
         if cu_seqlens is not None:
             _validation.check_cu_seqlens("cu_seqlens", cu_seqlens, x.device)
         if cache is not None:
-            self._check_cache(x, cache)
+            self._check_cache(x, cache, lengths)
+        elif lengths is not None:
+            raise ValueError("lengths is for new rows of a cache; without one use cu_seqlens")
 
     def _check_rows(self, name: str, x: Tensor, packed: bool) -> None:
         if not isinstance(x, Tensor):
@@ -212,9 +254,11 @@ class _Attention(nn.Module):
             expected = f"[total, {self.dim}], packed by cu_seqlens" if packed else f"[batch, seq, {self.dim}]"
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
 
-    def _check_cache(self, x: Tensor, cache: KVCache) -> None:
-        if not isinstance(cache, KVCache):
-            raise TypeError(f"cache must be a KVCache, got {type(cache).__name__}; make_cache() makes one")
+    def _check_cache(self, x: Tensor, cache: Cache, lengths: Sequence[int] | None) -> None:
+        if not isinstance(cache, Cache):
+            raise TypeError(
+                f"cache must be a cache of flashlla.nn, got {type(cache).__name__}; make_cache() makes one"
+            )
         if not self.causal:
             raise ValueError(
                 "cache needs a layer with causal=True: otherwise earlier rows would have to be redone"
@@ -223,7 +267,15 @@ class _Attention(nn.Module):
         found = (cache.batch, *cache.k.shape[2:], cache.v.shape[3])
         if found != expected:
             raise ValueError(f"cache has (batch, kv_heads, head_dim, value_dim) {found}; expected {expected}")
-        cache.check_room(x.shape[1])
+        kept = cache.window_size
+        if kept is not None and (self.window_size is None or self.window_size > kept):
+            raise ValueError(
+                f"cache keeps a window of {kept} and the layer has window_size={self.window_size}; "
+                "make_cache() of this layer makes one that is wide enough"
+            )
+        check_counts(x.shape[1], lengths, cache.batch, "lengths")
+        if cache.most_rows is None:
+            cache.check_room(x.shape[1], lengths)
 
 
 class SoftmaxAttention(_Attention):

@@ -2,13 +2,16 @@
 
 A mixer is a module that moves information along the sequence. The models use nothing but::
 
-    mixer(x, state=None)                              [batch, seq, dim] -> [batch, seq, dim]
-    mixer.make_state(batch, capacity, device, dtype)  what it must remember to go on decoding
-    mixer.scale_output(factor)                        rescale the weights that write its output
+    mixer(x, state=None, lengths=None)                  [batch, seq, dim] -> [batch, seq, dim]
+    mixer.make_state(batch, capacity, *, kind, dtype)   what it must remember to go on decoding
+    mixer.make_paged_state(table, *, dtype)             the same in pages that sequences share
+    mixer.scale_output(factor)                          rescale the weights that write its output
 
-With a state, x continues the sequence that the state has seen, the state is updated in place, and no
-gradient flows; ``capacity`` is the length that the whole sequence may reach, which a mixer with a state
-of fixed size ignores. To add a mixer, write its class and name it in ``MIXERS``.
+With a state, x continues the sequences that the state has seen, the state is updated in place, and no
+gradient flows. ``lengths`` are the real rows of each sequence of x, ints; padding behind them must leave no
+trace in the state. ``capacity`` is the length that a sequence may reach and ``kind`` one of
+``flashlla.nn.cache.KINDS``, which a mixer with a state of fixed size ignores; ``table`` is a
+:class:`flashlla.nn.PageTable`. To add a mixer, write its class and name it in ``MIXERS``.
 """
 
 from __future__ import annotations

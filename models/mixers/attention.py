@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from flashlla.nn import KVCache
+from flashlla.nn import Cache, PagedKVCache, PageTable
 
 
 class AttentionMixer(nn.Module):
@@ -17,13 +19,16 @@ class AttentionMixer(nn.Module):
             raise ValueError("causal=False: a token mixer of a language model must be causal")
         self.attention = layer(dim, heads, kv_heads=kv_heads, **options)
 
-    def forward(self, x: Tensor, state: KVCache | None = None) -> Tensor:
-        return self.attention(x, cache=state)
+    def forward(self, x: Tensor, state: Cache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+        return self.attention(x, cache=state, lengths=lengths)
 
     def make_state(
-        self, batch: int, capacity: int, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> KVCache:
-        return self.attention.make_cache(batch, capacity, device=device, dtype=dtype)
+        self, batch: int, capacity: int, *, kind: str = "static", dtype: torch.dtype | None = None
+    ) -> Cache:
+        return self.attention.make_cache(batch, capacity, kind=kind, dtype=dtype)
+
+    def make_paged_state(self, table: PageTable, *, dtype: torch.dtype | None = None) -> PagedKVCache:
+        return self.attention.make_paged_cache(table, dtype=dtype)
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from flashlla import models
+from flashlla.nn import PageTable
+from flashlla.nn.cache import KINDS
 
 every_mixer = pytest.mark.parametrize("mixer", sorted(models.mixers.MIXERS))
 
@@ -25,17 +27,78 @@ def test_a_token_changes_no_earlier_logits(mixer, make_model, tokens):
 
 
 @every_mixer
-def test_steps_with_states_equal_one_pass(mixer, make_model, tokens):
-    model = make_model(mixer, dtype=torch.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_with_states_equal_one_pass(mixer, kind, make_model, tokens):
+    model = make_model(mixer, dtype=torch.float64, mixer_options={"window_size": 6})
     expected = model(tokens)
     with torch.no_grad():
-        states = model.make_states(3, 12)
+        states = model.make_states(3, 12, kind=kind)
         steps = [model(piece, states) for piece in tokens.split([4, 3, 1, 1, 1, 1, 1], 1)]
         torch.testing.assert_close(torch.cat(steps, 1), expected)
-        last = model(tokens, model.make_states(3, 12), last_only=True)
+        last = model(tokens, model.make_states(3, 12, kind=kind), last_only=True)
+    torch.testing.assert_close(last, expected[:, -1:])
+
+
+@every_mixer
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_leaves_no_trace_in_the_states(mixer, kind, make_model, tokens):
+    model = make_model(mixer, dtype=torch.float64, mixer_options={"window_size": 6})
+    expected = model(tokens)
+    with torch.no_grad():
+        states = model.make_states(3, 24, kind=kind)
+        lengths, read = [0, 0, 0], []
+        for counts in ([5, 0, 3], [1, 4, 0], [0, 0, 0], [6, 5, 7]):
+            new = torch.full((3, 7), 31)
+            for row, (start, n) in enumerate(zip(lengths, counts, strict=True)):
+                new[row, :n] = tokens[row, start : start + n]
+            logits = model(new, states, lengths=counts, last_only=True)[:, 0]
+            lengths = [a + b for a, b in zip(lengths, counts, strict=True)]
+            read += [(logits[row], expected[row, lengths[row] - 1]) for row in range(3) if counts[row]]
+    for ours, whole in read:
+        torch.testing.assert_close(ours, whole)
+    assert states[0].positions.tolist() == lengths
+
+
+def test_overflow_of_the_states(make_model, tokens):
+    model = make_model()
+    with torch.no_grad():
+        states = model.make_states(3, 12)
+        model(tokens, states)
         with pytest.raises(ValueError, match="cache overflow"):
             model(tokens[:, :1], states)
-    torch.testing.assert_close(last, expected[:, -1:])
+
+
+def test_sequences_come_and_go_without_a_trace(make_model, tokens):
+    """Every sequence gets the logits that it gets alone, whoever shares its batch, its pages or its past."""
+    model = make_model(dtype=torch.float64)
+    table = PageTable(12, 4)
+    states = model.make_paged_states(table)
+
+    def read(sequence, new):
+        table.select([sequence])
+        return model(new[None], states)[0]
+
+    with torch.no_grad():
+        a, b = table.admit(), table.admit()
+        read(a, tokens[0, :6])
+        read(b, tokens[1, :3])
+        c = table.fork(a, 5)
+        table.select([c, b])
+        both = model(torch.stack([tokens[2, :2], tokens[1, 3:5]]), states)
+        table.release(b)
+        d = table.admit()
+        read(d, tokens[2, :9])
+        table.select([d, a, c])
+        last = model(tokens[:, -1:], states)
+        alone = model(torch.cat([tokens[0, :5], tokens[2, :2], tokens[2, -1:]])[None])[0]
+        torch.testing.assert_close(both[0], alone[5:7])
+        torch.testing.assert_close(both[1], model(tokens[1:2, :5])[0, 3:])
+        torch.testing.assert_close(last[2, 0], alone[7])
+        torch.testing.assert_close(last[1, 0], model(torch.cat([tokens[0, :6], tokens[1, -1:]])[None])[0, -1])
+        torch.testing.assert_close(last[0, 0], model(torch.cat([tokens[2, :9], tokens[0, -1:]])[None])[0, -1])
+        with pytest.raises(ValueError, match="cache overflow"):
+            model(torch.zeros(3, 9, dtype=torch.int64), states)
+    assert states[1].lengths.tolist() == [10, 7, 8]
 
 
 @every_mixer
@@ -116,6 +179,14 @@ def test_wrong_calls(make_model, tokens):
     ):
         with pytest.raises(error, match=message):
             model(*args)
+    with pytest.raises(ValueError, match="lengths is for new rows of a cache"):
+        model(tokens, lengths=[1, 2, 3])
+    table = PageTable(4, 4)
+    model.make_paged_states(table)
+    with pytest.raises(ValueError, match="table has 2 caches already"):
+        model.make_paged_states(table)
+    with pytest.raises(ValueError, match="kind='rolling' is unknown"):
+        model.make_states(3, 12, kind="rolling")
     with pytest.raises(ValueError, match="cache has"), torch.no_grad():
         model(tokens, model.make_states(2, 12))
 

@@ -260,7 +260,7 @@ def test_wrong_calls(x):
         (ValueError, r"expected \[total, 32\]", (x, {"cu_seqlens": torch.tensor([0, 11])})),
         (TypeError, "cu_seqlens must be", (x[0], {"cu_seqlens": [0, 11]})),
         (ValueError, "cu_seqlens ends at 7", (x[0], {"cu_seqlens": torch.tensor([0, 7])})),
-        (TypeError, "cache must be a KVCache", (x, {"cache": {}})),
+        (TypeError, "cache must be a cache of flashlla.nn", (x, {"cache": {}})),
         (ValueError, r"cache has \(batch, kv_heads", (x[:1], {"cache": cache})),
         (ValueError, "cache overflow: 0 rows plus 11 new", (x, {"cache": cache})),
         (NotImplementedError, "no gradient", (x[:, :3], {"cache": cache})),
