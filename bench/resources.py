@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every Triton kernel: the table of docs/performance.md. Needs no GPU.
 
-    .venv/bin/python bench/resources.py [--target sm_90 ...] [--head-dim 64 ...]
+    .venv/bin/python bench/resources.py [--target sm_90 ...] [--head-dim 64 ...] [--variant decode ...]
 
 Writes ``bench/results/offline/resources.json`` and, from all that it holds, the table of the page.
 """
@@ -20,13 +20,14 @@ PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results" / "offline" / "resources.json"
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_DIMS = (64, 128, 256)
+VARIANTS = ("plain", "direct", "decode", "decode_parallax")  # these have every kernel
 
 
-def compile_kernels(target: str, head_dim: int) -> list[dict]:
-    """One row for every kernel of a plain and of a direct call."""
+def compile_kernels(target: str, head_dim: int, variants: list[str]) -> list[dict]:
+    """One row for every kernel of the calls."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "flashlla.testing.offline", "--target", target]
-    command += ["--head-dim", str(head_dim), "--variant", "plain", "--variant", "direct"]
+    command += ["--head-dim", str(head_dim), *(part for name in variants for part in ("--variant", name))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     kept = ("kernel", "float64", "BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "shared", "registers")
@@ -73,13 +74,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--head-dim", nargs="+", type=int, choices=HEAD_DIMS, default=HEAD_DIMS)
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=VARIANTS)
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for target in arguments.target:
         for head_dim in arguments.head_dim:
-            rows = compile_kernels(target, head_dim)
+            rows = compile_kernels(target, head_dim, arguments.variant)
             # The direct call compiles the same kernels less their solver: the plain ones count.
-            results[f"{target}/{head_dim}"] = [row for row in rows if not row.get("DIRECT")]
+            found = {identity(row): row for row in rows if not row.get("DIRECT")}
+            before = {identity(row): row for row in results.get(f"{target}/{head_dim}", [])}
+            results[f"{target}/{head_dim}"] = list((before | found).values())
             save_json(RESULTS, results)
             replace_between_markers(PAGE, "resources", table(results))
 

@@ -1,4 +1,4 @@
-"""Registration with ``torch.library``: schemas, fakes, and one implementation that loads a backend lazily.
+"""Registration with ``torch.library``: schemas, fakes, vmap, one implementation that loads backends lazily.
 
 The operators are opaque to the compiler: what it needs to know (shapes, dtypes, strides) is in the fakes.
 Values that decide whether a call is valid (signs, lengths) are checked here, where they are real numbers
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashlla import _backends, _validation
+from flashlla import _backends, _validation, _vmap
 from flashlla.ops.types import Forward, Gradients, Layout, Options, accumulation_dtype
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? probe, Tensor? ridge, Tensor gate"
@@ -53,6 +53,8 @@ def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
     if backend == "triton":  # keeps state in float64 for float32, and none where nothing is solved for
         state_dtype = torch.float64 if q.dtype == torch.float32 else accumulate
         state = q.shape if ridge is not None else (0,)
+    if backend == "cuda":  # only decodes
+        state = (0,)
     return Forward(
         o=q.new_empty(*rows, v.shape[-1]),
         lse=q.new_empty(rows, dtype=accumulate),
@@ -80,6 +82,8 @@ _library.impl("forward", _forward, "CompositeExplicitAutograd")
 _library.impl("backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("flashlla::forward", lambda *a: tuple(_forward_fake(*a)), lib=_library)
 torch.library.register_fake("flashlla::backward", lambda *a: tuple(_backward_fake(*a)), lib=_library)
+torch.library.register_vmap("flashlla::forward", _vmap.forward, lib=_library)
+torch.library.register_vmap("flashlla::backward", _vmap.backward, lib=_library)
 
 
 def forward(

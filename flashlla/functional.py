@@ -35,7 +35,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashlla import _autograd, _backends, _validation
+from flashlla import _autograd, _backends, _library, _validation
 from flashlla.ops import reference
 from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options, accumulation_dtype
 
@@ -499,7 +499,8 @@ def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward
         o, lse = reference.attention(q, k, v, probe, ridge, gate, layout, options)
         nothing = torch.zeros_like(lse, requires_grad=False)
         return Forward(o, lse, q, q, nothing, nothing.to(torch.int32))
-    return _autograd.attend(q, k, v, probe, ridge, gate, layout, options, backend, stats)
+    attend = _autograd.attend if layout.seqlens_k is None else _library.forward  # a cache has no gradient
+    return attend(q, k, v, probe, ridge, gate, layout, options, backend, stats)
 
 
 def _per_row(value: float | Tensor, rows: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ namespace {
 using Strides = std::array<int64_t, 3>;
 using Operand = std::tuple<uintptr_t, Strides, int>;     // data, (batch, row, head) strides, dtype
 using RowOperand = std::tuple<uintptr_t, Strides>;
+using BlockTable = std::array<int64_t, 3>;  // data, row stride, page size
 
 Array array(const Operand& operand) {
   const auto& [data, strides, dtype] = operand;
@@ -33,7 +34,7 @@ T* pointer(uintptr_t address) {
 Problem problem(const Operand& q, const Operand& k, const Operand& v, const std::optional<Operand>& probe,
                 const std::optional<RowOperand>& ridge, const RowOperand& gate, std::array<int, 4> sizes,
                 uintptr_t sequences, int64_t n_sequences, float scale, bool causal, int64_t window, int solver, float rtol,
-                int max_iters, bool stats) {
+                int max_iters, bool stats, const std::optional<BlockTable>& block_table) {
   Problem p;
   p.q = array(q);
   p.k = array(k);
@@ -54,6 +55,11 @@ Problem problem(const Operand& q, const Operand& k, const Operand& v, const std:
   p.rtol = rtol;
   p.max_iters = max_iters;
   p.stats = stats;
+  if (block_table) {
+    p.block_table = pointer<const int64_t>(uintptr_t((*block_table)[0]));
+    p.table_stride = (*block_table)[1];
+    p.page_size = (*block_table)[2];
+  }
   return p;
 }
 

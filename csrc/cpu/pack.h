@@ -17,7 +17,7 @@ static void mean_key(const Problem& p, const Sequence& s, int kv_head, int64_t b
   begin = end - begin > kShiftKeys ? end - kShiftKeys : begin;
   for (int i = 0; i < dim_pad; i += kLane) store(shift + i, Vec{});
   for (int64_t j = begin; j < end; ++j) {
-    load_row(p.k, p.k.offset(s.k_batch, s.k_start + j, kv_head), p.dim, dim_pad, row);
+    load_row(p.k, key_offset(p, p.k, s, j, kv_head), p.dim, dim_pad, row);
     if (all_finite(row, dim_pad)) axpy(1.0f / float(end - begin), row, shift, dim_pad);
   }
 }
@@ -33,9 +33,8 @@ static void pack(const Problem& p, const Sequence& s, int kv_head, bool backward
     float *k = keys.k + j * dim_pad, *v = keys.v + j * value_pad;
     bool broken = true;
     if (j < keys.count) {
-      const int64_t row = s.k_start + keys.first + j;
-      load_row(p.k, p.k.offset(s.k_batch, row, kv_head), p.dim, dim_pad, k);
-      load_row(p.v, p.v.offset(s.k_batch, row, kv_head), p.value_dim, value_pad, v);
+      load_row(p.k, key_offset(p, p.k, s, keys.first + j, kv_head), p.dim, dim_pad, k);
+      load_row(p.v, key_offset(p, p.v, s, keys.first + j, kv_head), p.value_dim, value_pad, v);
       broken = !(all_finite(k, dim_pad) && all_finite(v, value_pad));
       keys.broken_before[j + 1] = keys.broken_before[j] + broken;
       for (int i = 0; i < dim_pad; ++i) k[i] -= keys.shift[i];

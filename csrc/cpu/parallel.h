@@ -59,6 +59,34 @@ class Buffer {
   std::unique_ptr<float, Free> data_;
 };
 
+// Memory for the length of a call, kept for the next one up to kKept floats: a step of decoding takes less time than
+// the system does to hand out the pages that it works on. One block a process; calls that overlap allocate anew.
+class Workspace {
+ public:
+  explicit Workspace(int64_t floats) {
+    Block* kept = kept_.exchange(nullptr);
+    if (kept && kept->floats >= floats) {
+      block_.reset(kept);
+    } else {
+      delete kept;
+      block_ = std::make_unique<Block>(Block{floats, Buffer(floats)});
+    }
+  }
+  ~Workspace() {
+    if (block_->floats <= kKept) delete kept_.exchange(block_.release());
+  }
+  float* get() const { return block_->memory.get(); }
+
+ private:
+  struct Block {
+    int64_t floats;
+    Buffer memory;
+  };
+  static constexpr int64_t kKept = int64_t(1) << 24;
+  static inline std::atomic<Block*> kept_{nullptr};
+  std::unique_ptr<Block> block_;
+};
+
 // Runs body(task, scratch) for tasks 0 .. count, each thread with `scratch_floats` of its own. The first
 // exception of a body is thrown again here.
 template <class Body>

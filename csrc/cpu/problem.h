@@ -50,11 +50,21 @@ struct Problem {
   bool stats = false;
   const Sequence* sequences = nullptr;
   int64_t n_sequences = 0;
+  // A paged cache: k and v are [page, row of it, head, dim], and the keys of k_batch lie in the pages of its table row.
+  const int64_t* block_table = nullptr;
+  int64_t table_stride = 0, page_size = 0;
 
   bool solved() const { return ridge.data != nullptr; }
   bool has_probe() const { return ridge.data != nullptr || probe.data != nullptr; }
   int group() const { return heads / kv_heads; }
 };
+
+// Where key j of a sequence lies in k or v.
+static inline int64_t key_offset(const Problem& p, const Array& a, const Sequence& s, int64_t j, int64_t head) {
+  const int64_t row = s.k_start + j;
+  if (!p.block_table) return a.offset(s.k_batch, row, head);
+  return a.offset(p.block_table[s.k_batch * p.table_stride + row / p.page_size], row % p.page_size, head);
+}
 
 // Results of the forward pass: dense [batch, row, head(, dim)] arrays; o has the dtype of q.
 struct ForwardOut {
@@ -112,17 +122,35 @@ static inline Range visible(const Problem& p, const Sequence& s, int64_t row) {
 // barely regular.
 static inline int64_t dual_limit(const Problem& p) { return p.dim + p.dim / 4; }
 
-// Per query head and split of the cache: softmax state and the moments of the shifted keys.
-struct DecodeState {
-  float max, sum;  // of the logits in base 2; weights are relative to max
-  float* mean;     // [dim_pad]: of the keys under the weights
-  float* second;   // [dim][dim_pad], upper triangle: sum w (k - mean) (k - mean)^T; solved probes only
-};
+// Decoding: some query rows that read the same cached keys, and what is known of them so far; see decode.h. Row r is
+// head `r % group` of query `r / group`, counted from `first`.
+enum class DecodePhase : int { open, load, iterate, moments, values, done };
 
-struct DecodeSplit {
+struct DecodeUnit {
   const Sequence* sequence;
-  int kv_head;
-  int64_t begin, end;  // keys of the sequence
+  int kv_head, first, rows;
+  Range keys;      // that any row sees
+  int64_t splits;  // of the keys
+  DecodePhase phase = DecodePhase::open;
+  int64_t tasks = 1;  // of the phase
+  int direct_row = -1;  // whose second moments are being formed
+
+  Range seen[kTileRows];  // counted from keys.lo
+  bool bad[kTileRows];    // reads something that is not finite
+  bool settled[kTileRows], converged[kTileRows];
+  int32_t iterations[kTileRows];
+  float inv_sum[kTileRows], lse[kTileRows], gate[kTileRows], ridge[kTileRows];
+  float rr[kTileRows], goal[kTileRows], first_rr[kTileRows];
+  float offset[kTileRows];  // kbar . operand
+
+  float* shift;                  // [dim_pad]
+  float *operand;                // [rows][dim_pad]: what the keys are multiplied with in this phase
+  float *kbar, *g, *residual;    // [rows][dim_pad]
+  float* kt;                     // [panel][dim_pad][keys of a panel]
+  float* weights;                // [panel][rows][keys of a panel], relative to the maximum of the split
+  // Sums over a split: [split][rows](dim_pad | value_pad). A sum times `factor` is relative to the maximum of the row.
+  float *factor, *broken, *sums, *images, *outputs;
+  float* second;                 // [split][dim][dim_pad]
 };
 
 // One instruction set.
@@ -141,16 +169,12 @@ struct Kernels {
   void (*store_sum)(const float* parts, int n_parts, int64_t part_stride, int64_t rows, int dim, int pad, DType,
                     void* out, int64_t row_stride);
 
-  // Decoding, one query row a sequence. States are indexed by query head within the group.
-  int64_t (*decode_scratch)(const Problem&);
-  void (*decode_moments)(const Problem&, const DecodeSplit&, const float* shift, float* logits,
-                         int64_t logits_stride, DecodeState*, float* scratch);
-  void (*decode_solve)(const Problem&, const Sequence&, int head, const float* shift, DecodeState* parts,
-                       int n_parts, float* g, float* kbar_g, float* scratch);
-  void (*decode_values)(const Problem&, const DecodeSplit&, const float* shift, const float* logits,
-                        int64_t logits_stride, const DecodeState* total, const float* g, const float* kbar_g,
-                        float* o, float* vbar, float* drift, float* scratch);
-  void (*mean_key)(const Problem&, const Sequence&, int kv_head, int64_t begin, int64_t end, float* shift);
+  // Decoding. decode_memory returns the floats that a unit needs, and hands them out where `memory` is not null;
+  // decode_task runs a task of the unit's phase; decode_join, after the last one, moves on to the next phase.
+  int64_t (*decode_memory)(const Problem&, DecodeUnit&, float* memory);
+  int64_t (*decode_scratch)(const Problem&, int rows);
+  void (*decode_task)(const Problem&, DecodeUnit&, int64_t task, float* scratch);
+  void (*decode_join)(const Problem&, DecodeUnit&, const ForwardOut&, float* scratch);
   void (*store_row)(const float* row, int dim, DType, void* out, int64_t offset);
 };
 

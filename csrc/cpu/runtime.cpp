@@ -12,7 +12,6 @@ constexpr double kWorthAThread = 2e6;  // multiply-adds: below that a thread cos
 constexpr int64_t kFirstUnitRows = 16;
 constexpr int64_t kChunkRows = 256;    // query rows whose dk and dv are summed into one accumulator, at least
 constexpr int64_t kMaxChunks = 8;
-constexpr int64_t kSplitKeys = 4096;   // keys of a split in decoding; fixed, so results do not depend on the batch
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t pad_to(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
@@ -267,98 +266,122 @@ void backward(const Kernels& kernels, const Problem& p, const BackwardOut& out, 
 
 namespace {
 
-// The splits of one sequence and key head, and the states of its query heads.
-struct DecodeUnit {
-  const Sequence* sequence;
-  int kv_head;
-  Range keys;
-  int64_t splits, state_floats;
-  Buffer shift, states, logits, g;  // logits [group][keys]
-  Buffer values, vbar, drift;       // [split][group](value_pad)
-  std::vector<DecodeState> state;           // [split][group]
-  std::vector<float> kbar_g;
-};
-
-DecodeUnit make_decode_unit(const Kernels& kernels, const Problem& p, const Sequence& s, int kv_head) {
-  DecodeUnit u;
-  u.sequence = &s;
-  u.kv_head = kv_head;
-  u.keys = visible(p, s, 0);
-  const int64_t dim_pad = pad_to(p.dim, kernels.lane), value_pad = pad_to(p.value_dim, kernels.lane), group = p.group();
-  const int64_t count = u.keys.hi - u.keys.lo;
-  u.splits = ceil_div(count, kSplitKeys);
-  u.state_floats = dim_pad * (1 + (p.solved() ? p.dim : 0));
-  u.shift = Buffer(dim_pad);
-  u.states = Buffer(u.splits * group * u.state_floats);
-  u.logits = Buffer(group * count);
-  u.values = Buffer(u.splits * group * value_pad);
-  u.vbar = Buffer(u.splits * group * value_pad);
-  u.drift = Buffer(u.splits * group);
-  u.g = Buffer(group * dim_pad);
-  u.state.resize(size_t(u.splits * group));
-  u.kbar_g.resize(size_t(group));
-  for (int64_t i = 0; i < u.splits * group; ++i) {
-    float* at = u.states.get() + i * u.state_floats;
-    u.state[size_t(i)] = {0.0f, 0.0f, at, at + dim_pad};
-  }
-  kernels.mean_key(p, s, kv_head, u.keys.lo, u.keys.hi, u.shift.get());
-  return u;
-}
-
-DecodeSplit split_of(const DecodeUnit& u, int64_t split) {
-  const int64_t begin = u.keys.lo + split * kSplitKeys;
-  return {u.sequence, u.kv_head, begin, std::min(begin + kSplitKeys, u.keys.hi)};
-}
-
-void solve_unit(const Kernels& kernels, const Problem& p, DecodeUnit& u, float* scratch) {
-  const int group = p.group();
-  std::vector<DecodeState> parts;
-  for (int h = 0; h < group && u.splits > 0; ++h) {
-    parts.clear();
-    for (int64_t split = 0; split < u.splits; ++split) parts.push_back(u.state[size_t(split * group + h)]);
-    kernels.decode_solve(p, *u.sequence, u.kv_head * group + h, u.shift.get(), parts.data(), int(u.splits),
-                         u.g.get() + h * pad_to(p.dim, kernels.lane), &u.kbar_g[size_t(h)], scratch);
-    u.state[size_t(h)] = parts[0];
-  }
-}
-
-// The centred products of the probe with the keys sum to zero under the weights. What rounding made of that sum,
-// the same for all keys, is taken out of the output again.
-void store_decoded(const Kernels& kernels, const Problem& p, const DecodeUnit& u, void* o) {
-  const int64_t value_pad = pad_to(p.value_dim, kernels.lane), group = p.group();
-  std::vector<float> row(size_t(value_pad), 0.0f), vbar(size_t(value_pad), 0.0f);
-  for (int64_t h = 0; h < group; ++h) {
-    const int64_t head = u.kv_head * group + h;
-    const float sum = u.splits ? u.state[size_t(h)].sum : 1.0f;
-    float drift = 0.0f;
-    std::fill(row.begin(), row.end(), 0.0f);
-    std::fill(vbar.begin(), vbar.end(), 0.0f);
-    for (int64_t split = 0; split < u.splits; ++split) {
-      const int64_t at = split * group + h;
-      drift += u.drift.get()[at] / sum;
-      for (int64_t d = 0; d < value_pad; ++d) {
-        row[size_t(d)] += u.values.get()[at * value_pad + d] / sum;
-        vbar[size_t(d)] += u.vbar.get()[at * value_pad + d] / sum;
-      }
-    }
-    drift *= p.gate.at(u.sequence->q_batch, u.sequence->q_start, int(head));
-    for (int64_t d = 0; d < value_pad && p.has_probe(); ++d) row[size_t(d)] -= drift * vbar[size_t(d)];
-    kernels.store_row(row.data(), p.value_dim, p.q.dtype, o, (u.sequence->q_batch * p.heads + head) * p.value_dim);
-  }
-}
-
-}  // namespace
-
 // A query that sees few keys is solved in key space, which is the business of the forward pass.
 std::vector<Sequence> take_short_sequences(const Problem& p, std::vector<Sequence>& sequences) {
   std::vector<Sequence> few, many;
   for (const Sequence& s : sequences) {
-    const Range keys = visible(p, s, 0);
+    const Range keys = visible(p, s, 0);  // of all rows, the first sees the fewest
     (keys.hi - keys.lo <= dual_limit(p) ? few : many).push_back(s);
   }
   sequences = many;
   return few;
 }
+
+std::vector<DecodeUnit> make_decode_units(const Problem& p) {
+  std::vector<DecodeUnit> units;
+  for (int64_t n = 0; n < p.n_sequences; ++n)
+    for (int head = 0; head < p.kv_heads; ++head) {
+      const Sequence& s = p.sequences[n];
+      const int rows = int(s.q_len) * p.group();
+      for (int first = 0; first < rows; first += kTileRows) {
+        DecodeUnit u{};
+        u.sequence = &s;
+        u.kv_head = head;
+        u.first = first;
+        u.rows = std::min(kTileRows, rows - first);
+        u.keys = {visible(p, s, first / p.group()).lo, visible(p, s, (first + u.rows - 1) / p.group()).hi};
+        units.push_back(u);
+      }
+    }
+  return units;
+}
+
+// Hands out the tasks of the units, those of units already begun first: at most one unit a thread holds memory.
+class DecodeSchedule {
+ public:
+  DecodeSchedule(const Kernels& kernels, const Problem& p, const ForwardOut& out, std::vector<DecodeUnit>& units,
+                 int64_t threads)
+      : kernels_(kernels),
+        p_(p),
+        out_(out),
+        units_(units),
+        slots_(std::min(size_t(threads), units.size())),
+        slot_floats_(most_memory(kernels, p, units)),
+        memory_(slot_floats_ * int64_t(slots_.size())) {
+    for (size_t i = 0; i < slots_.size(); ++i) slots_[i].memory = memory_.get() + int64_t(i) * slot_floats_;
+  }
+
+  // What one thread does; returns when all units are finished.
+  void work(size_t worker, float* scratch) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (finished_ < units_.size()) {
+      if (Slot* slot = find_task(worker)) {
+        const int64_t task = slot->next++;
+        lock.unlock();
+        kernels_.decode_task(p_, *slot->unit, task, scratch);
+        lock.lock();
+        if (--slot->unfinished == 0) finish_phase(*slot, lock, scratch);
+      } else {  // until others finish their phase
+        lock.unlock();
+        std::this_thread::yield();
+        lock.lock();
+      }
+    }
+  }
+
+ private:
+  struct Slot {
+    DecodeUnit* unit = nullptr;
+    int64_t next = 0, tasks = 0, unfinished = 0;  // of the unit's phase
+    float* memory = nullptr;
+  };
+
+  static int64_t most_memory(const Kernels& kernels, const Problem& p, std::vector<DecodeUnit>& units) {
+    int64_t most = 0;
+    for (DecodeUnit& u : units) most = std::max(most, kernels.decode_memory(p, u, nullptr));
+    return most;
+  }
+
+  // A thread stays with its unit, whose keys its cache holds, and helps with another when it would have to wait.
+  Slot* find_task(size_t worker) {
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      Slot& slot = slots_[(worker + i) % slots_.size()];
+      if (slot.next < slot.tasks) return &slot;
+      if (slot.unit || begun_ == units_.size()) continue;
+      slot.unit = &units_[begun_++];
+      kernels_.decode_memory(p_, *slot.unit, slot.memory);
+      begin_phase(slot);
+      return &slot;
+    }
+    return nullptr;
+  }
+
+  static void begin_phase(Slot& slot) {
+    slot.next = 0;
+    slot.tasks = slot.unfinished = slot.unit->tasks;
+  }
+
+  void finish_phase(Slot& slot, std::unique_lock<std::mutex>& lock, float* scratch) {
+    lock.unlock();
+    kernels_.decode_join(p_, *slot.unit, out_, scratch);
+    lock.lock();
+    if (slot.unit->phase != DecodePhase::done) return begin_phase(slot);
+    slot.unit = nullptr;
+    ++finished_;
+  }
+
+  const Kernels& kernels_;
+  const Problem& p_;
+  const ForwardOut& out_;
+  std::vector<DecodeUnit>& units_;
+  std::vector<Slot> slots_;
+  int64_t slot_floats_;
+  Workspace memory_;
+  std::mutex mutex_;
+  size_t begun_ = 0, finished_ = 0;
+};
+
+}  // namespace
 
 void decode(const Kernels& kernels, const Problem& problem, const ForwardOut& out, int threads) {
   Problem p = problem;
@@ -370,35 +393,16 @@ void decode(const Kernels& kernels, const Problem& problem, const ForwardOut& ou
   p.sequences = sequences.data();
   p.n_sequences = int64_t(sequences.size());
 
-  std::vector<DecodeUnit> units;
-  std::vector<std::pair<DecodeUnit*, int64_t>> splits;
-  units.reserve(size_t(p.n_sequences * p.kv_heads));
+  std::vector<DecodeUnit> units = make_decode_units(p);
   double work = 0;
-  for (int64_t n = 0; n < p.n_sequences; ++n)
-    for (int head = 0; head < p.kv_heads; ++head) {
-      units.push_back(make_decode_unit(kernels, p, p.sequences[n], head));
-      for (int64_t i = 0; i < units.back().splits; ++i) splits.push_back({&units.back(), i});
-      work += double(units.back().keys.hi - units.back().keys.lo) * p.heads / p.kv_heads * p.dim * (p.solved() ? p.dim : 4);
-    }
-  threads = work < kWorthAThread ? 1 : threads;
-  const int64_t scratch = kernels.decode_scratch(p), group = p.group();
-  const int64_t value_pad = pad_to(p.value_dim, kernels.lane);
-  const auto logits_of = [](const DecodeUnit& u, int64_t split) { return u.logits.get() + split * kSplitKeys; };
-  parallel_for(int64_t(splits.size()), threads, scratch, [&](int64_t i, float* memory) {
-    const auto& [u, split] = splits[size_t(i)];
-    kernels.decode_moments(p, split_of(*u, split), u->shift.get(), logits_of(*u, split), u->keys.hi - u->keys.lo,
-                           &u->state[size_t(split * group)], memory);
-  });
-  parallel_for(int64_t(units.size()), threads, scratch,
-               [&](int64_t i, float* memory) { solve_unit(kernels, p, units[size_t(i)], memory); });
-  parallel_for(int64_t(splits.size()), threads, scratch, [&](int64_t i, float* memory) {
-    const auto& [u, split] = splits[size_t(i)];
-    kernels.decode_values(p, split_of(*u, split), u->shift.get(), logits_of(*u, split), u->keys.hi - u->keys.lo,
-                          u->state.data(), u->g.get(), u->kbar_g.data(),
-                          u->values.get() + split * group * value_pad, u->vbar.get() + split * group * value_pad,
-                          u->drift.get() + split * group, memory);
-  });
-  for (const DecodeUnit& u : units) store_decoded(kernels, p, u, out.o);
+  for (const DecodeUnit& u : units) work += double(u.keys.hi - u.keys.lo) * u.rows * p.dim * (p.solved() ? 16 : 4);
+  const int64_t workers = work < kWorthAThread ? 1 : std::max(threads, 1);
+  int most_rows = 1;
+  for (const DecodeUnit& u : units) most_rows = std::max(most_rows, u.rows);
+  const int64_t scratch = kernels.decode_scratch(p, most_rows);
+  DecodeSchedule schedule(kernels, p, out, units, workers);
+  parallel_for(workers, int(workers), scratch,
+               [&](int64_t worker, float* memory) { schedule.work(size_t(worker), memory); });
 }
 
 }  // namespace flashlla

@@ -16,7 +16,7 @@ std::vector<std::string> available_kernels();
 
 void forward(const Kernels&, const Problem&, const ForwardOut&, int threads);
 void backward(const Kernels&, const Problem&, const BackwardOut&, int threads);
-// As forward, for one query row a sequence; only out.o is sure to be written.
+// As forward, for a few query rows a sequence; out.residual is 0.
 void decode(const Kernels&, const Problem&, const ForwardOut&, int threads);
 
 }  // namespace flashlla

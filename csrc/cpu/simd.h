@@ -130,6 +130,24 @@ FLASHLLA_INLINE uint16_t to_f16(float f) {
 }
 #endif
 
+// kLane elements as float32.
+FLASHLLA_INLINE Vec load_bf16(const uint16_t* in) {
+  typedef uint16_t Half __attribute__((vector_size(kLane * 2), aligned(2), may_alias));
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Half*>(in), IVec) << 16);
+}
+FLASHLLA_INLINE Vec load_f16(const uint16_t* in) {
+  Vec x;
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
+  x = reinterpret_cast<Vec>(_mm512_maskz_cvtph_ps(0xffff, bits));  // plain cvtph warns in GCC 12
+#elif defined(__F16C__)
+  x = reinterpret_cast<Vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
+#else
+  for (int i = 0; i < kLane; ++i) x[i] = from_f16(in[i]);
+#endif
+  return x;
+}
+
 // A row of `dim` elements as float32, zeros up to `pad`.
 static void load_row(const Array& a, int64_t offset, int dim, int pad, float* out) {
   if (a.dtype == DType::f32) {

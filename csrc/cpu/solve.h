@@ -99,13 +99,19 @@ static void conjugate_gradients(const System& system, const float* b, float rtol
 
 // ---- direct ------------------------------------------------------------------------------------------
 
-// Upper triangle (in whole vectors) of matrix += sum_j a_j k_j k_j^T over `depth` keys; scaled holds a_j k_j.
+// Upper triangle (in squares of kLane) of matrix += sum_j a_j k_j k_j^T over `depth` keys; scaled holds a_j k_j.
 static void add_outer_products(const float* scaled, const float* k, int depth, int dim, int pad, float* matrix) {
   constexpr int step = 2 * kLane;
+  const auto add = [&](int from, int to, int col, int cols) {
+    to = to < dim ? to : dim;
+    if (from < to)
+      multiply<Into::add>(to - from, cols, depth, {scaled + from, 1, pad}, {k + col, kPanel, pad},
+                          matrix + int64_t(from) * pad + col, pad);
+  };
   for (int col = 0; col < pad; col += step) {
-    const int cols = pad - col < step ? pad - col : step;
-    const int height = col + cols < dim ? col + cols : dim;
-    multiply<Into::add>(height, cols, depth, {scaled, 1, pad}, {k + col, kPanel, pad}, matrix + col, pad);
+    const int cols = pad - col < step ? kLane : step;
+    add(0, col + kLane, col, cols);
+    if (cols == step) add(col + kLane, col + step, col + kLane, kLane);
   }
 }
 

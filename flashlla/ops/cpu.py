@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashlla import _C, _env
-from flashlla.ops.types import Forward, Gradients, Layout, Options, contiguous_cache
+from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Gradients, Layout, Options
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SOLVERS = {"auto": 0, "cg": 1, "direct": 2}
@@ -36,22 +36,20 @@ def forward(
     options: Options,
     stats: bool,
 ) -> Forward:
-    """See ``flashlla.ops.types``. One query row over a cache goes through the decoding kernel."""
-    k, v, layout = contiguous_cache(k, v, layout)
+    """See ``flashlla.ops.types``. A few query rows over a cache go through the decoding kernels."""
     problem = _Problem(q, k, v, probe, ridge, gate, layout, options, stats)
     rows = q.shape[:3]
     # Rows of an operand that no sequence covers do not exist, so every element of these is written; only g
-    # of softmax attention has no writer, and decoding leaves all but o alone.
-    decoding = layout.seqlens_k is not None and q.shape[1] == 1
-    make = torch.zeros if decoding else torch.empty
+    # of softmax attention has no writer.
     out = Forward(
         o=torch.empty(*rows, v.shape[-1], dtype=q.dtype),
-        lse=make(rows),
-        kbar=make(q.shape),
-        g=make(q.shape) if problem.has_probe else torch.zeros(q.shape),
-        residual=make(rows),
-        iterations=make(rows, dtype=torch.int32),
+        lse=torch.empty(rows),
+        kbar=torch.empty(q.shape),
+        g=torch.empty(q.shape) if problem.has_probe else torch.zeros(q.shape),
+        residual=torch.empty(rows),
+        iterations=torch.empty(rows, dtype=torch.int32),
     )
+    decoding = layout.seqlens_k is not None and q.shape[1] <= MAX_DECODE_QUERIES and not stats
     run = _C.decode if decoding else _C.forward
     run(_instruction_set(), problem.handle, *(t.data_ptr() for t in out), q.shape[1], _threads())
     return out
@@ -103,7 +101,8 @@ class _Problem:
     def __init__(self, q, k, v, probe, ridge, gate, layout: Layout, options: Options, stats: bool):
         self.has_probe = ridge is not None or probe is not None
         self.sequences = _sequence_table(q, k, layout)
-        self.tensors = (q, k, v, probe, ridge, gate)
+        pages = None if layout.block_table is None else layout.block_table.long().contiguous()
+        self.tensors = (q, k, v, probe, ridge, gate, pages)
         self.handle = _C.Problem(
             _operand(q),
             _operand(k),
@@ -121,6 +120,7 @@ class _Problem:
             options.rtol,
             options.max_iters,
             stats,
+            None if pages is None else (pages.data_ptr(), pages.stride(0), k.shape[1]),
         )
 
 

@@ -131,7 +131,9 @@ def evaluate(
 
 
 def device_of(backend: str | None) -> str | None:
-    """Where a named backend has to run: ``"cuda"`` for Triton's compiled kernels, None for anywhere."""
+    """Where a named backend has to run: ``"cuda"`` for compiled kernels of a GPU, None for anywhere."""
+    if backend == "cuda":
+        return "cuda"
     if backend == "triton" and not importlib.import_module("triton").knobs.runtime.interpret:
         return "cuda"
     return None

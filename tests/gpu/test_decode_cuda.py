@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ FUNCTIONS = {
     "softmax": softmax_attention_with_kvcache,
 }
 member = pytest.mark.parametrize("member", FUNCTIONS)
-backend = pytest.mark.parametrize("backend", ["triton", "cuda"])
+WITH_CUPY = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="needs CuPy")
+backend = pytest.mark.parametrize("backend", ["triton", pytest.param("cuda", marks=WITH_CUPY)])
 REPEATS = 50
 
 
@@ -76,6 +79,27 @@ def test_lengths(backend, member, length):
 @pytest.mark.parametrize("options", [{}, {"window_size": 1500}, {"causal": False}], ids=str)
 def test_masks_and_tokens(backend, member, q_len, options):
     check(member, problem(member, "steep", q_len=q_len, batch=2), [4200, 1100], backend, **options)
+
+
+@backend
+@member
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(57, 40), (80, 96)])
+def test_odd_dimensions(backend, member, head_dim, value_dim):
+    check(member, problem(member, head_dim=head_dim, value_dim=value_dim), [4200], backend)
+
+
+@backend
+@member
+def test_other_streams(backend, member):
+    operands = problem(member, batch=2)
+    expected = call(member, operands, [4200, 1500], backend)
+    torch.cuda.synchronize()
+    outs = []
+    for _ in range(4):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            outs.append(call(member, operands, [4200, 1500], backend))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for out in outs)
 
 
 @backend

@@ -14,6 +14,8 @@ from flashlla import (
     softmax_attention,
     softmax_attention_with_kvcache,
 )
+from flashlla.ops import cpu
+from flashlla.ops.types import Layout, Options
 from flashlla.testing.numerics import assert_within_budget, exact
 from flashlla.testing.problems import random_operands
 
@@ -248,3 +250,103 @@ def test_gradient_is_refused(backend, name):
         lla_attention_with_kvcache(cache_seqlens=30, backend=backend, **operands)
     with torch.no_grad():
         lla_attention_with_kvcache(cache_seqlens=30, backend=backend, **operands)
+
+
+def paged(
+    operands: dict[str, Tensor], lengths: list[int], page_size: int, index: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The caches in shuffled pages, NaN where nothing is stored, and a table that is wild behind them."""
+    capacity = -(-operands["k"].shape[1] // page_size)
+    generator = torch.Generator().manual_seed(page_size)
+    free = torch.randperm(len(lengths) * capacity, generator=generator).tolist()
+    table = torch.full((len(lengths), capacity), -(2**30), dtype=index)
+    pools = [
+        t.new_full((len(free), page_size, *t.shape[2:]), torch.nan) for t in (operands["k"], operands["v"])
+    ]
+    for b, length in enumerate(lengths):
+        for start in range(0, length, page_size):
+            table[b, start // page_size] = page = free.pop()
+            rows = slice(start, min(start + page_size, length))
+            for pool, t in zip(pools, (operands["k"], operands["v"]), strict=True):
+                pool[page, : rows.stop - rows.start] = t[b, rows]
+    return *pools, table
+
+
+PAGE_LENGTHS = {
+    1: [0, 1, 2, 300],
+    16: [0, 1, 15, 16, 17, 333],
+    100: [99, 100, 101, 2048, 2049],
+    4096: [4095, 4096, 4097],
+}
+
+
+@member
+@dtype
+@pytest.mark.parametrize("page_size", PAGE_LENGTHS)
+@pytest.mark.parametrize("q_len", [1, 3, 20])
+def test_pages_do_not_change_bits(member, dtype, page_size, q_len):
+    lengths = PAGE_LENGTHS[page_size]
+    operands = problem(member, batch=len(lengths), q_len=q_len, kv_len=max(lengths), dtype=dtype)
+    rest = {name: t for name, t in operands.items() if name not in ("k", "v")}
+    for index, window_size in ((torch.int32, None), (torch.int64, 40)):
+        options = {
+            "cache_seqlens": torch.tensor(lengths),
+            "window_size": window_size,
+            "backend": "cpu",
+        }
+        expected = MEMBERS[member][1](k_cache=operands["k"], v_cache=operands["v"], **options, **rest)
+        k_pages, v_pages, table = paged(operands, lengths, page_size, index)
+        views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k_pages, v_pages)]
+        for k, v in ((k_pages, v_pages), views):
+            out = MEMBERS[member][1](k_cache=k, v_cache=v, block_table=table, **options, **rest)
+            assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("isa", cpu.describe()["available"])
+@pytest.mark.parametrize("length", [2047, 2049, 4095, 4097])
+@pytest.mark.parametrize("data", ["iid", "steep", "far"])
+@pytest.mark.parametrize("q_len", [1, 4])
+def test_long_caches_on_every_instruction_set(monkeypatch, isa, length, data, q_len):
+    monkeypatch.setenv("FLASHLLA_ISA", isa)
+    sizes = {"batch": 1, "q_len": q_len, "kv_len": length, "head_dim": 64, "value_dim": 20}
+    for ridge in (1.0, 0.1, 0.01):
+        operands = problem(data=data, ridge=ridge, **sizes)
+        expected = exact(lla_attention, operands)["out"]
+        rest = {name: operands[name] for name in ("q", "ridge", "gate")}
+        out = lla_attention_with_kvcache(
+            k_cache=operands["k"], v_cache=operands["v"], cache_seqlens=length, backend="cpu", **rest
+        )
+        assert_within_budget(out, expected, torch.float32, ridge)
+
+
+@member
+@pytest.mark.parametrize("heads", [4, 34])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_queries_do_not_see_later_slots(member, heads, name):
+    operands = problem(member, q_len=4, kv_len=300, heads=heads)
+
+    def call():
+        rest = {n: t for n, t in operands.items() if n not in ("k", "v")}
+        return MEMBERS[member][1](
+            k_cache=operands["k"], v_cache=operands["v"], cache_seqlens=300, backend="cpu", **rest
+        )
+
+    clean = call()
+    operands[name][:, 298:] = torch.nan
+    out = call()
+    assert torch.equal(out[:, :2], clean[:, :2])
+    assert out[:, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("solver", ["auto", "cg", "direct"])
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_state_is_that_of_the_forward_pass(solver, q_len):
+    operands = problem(q_len=q_len, kv_len=2500)
+    args = [operands[name] for name in ("q", "k", "v")]
+    args += [None, operands["ridge"], operands["gate"]]
+    options = Options(24**-0.5, True, 0, solver, 5e-7, 64)
+    expected = cpu.forward(*args, Layout(), options, False)
+    actual = cpu.forward(*args, Layout(seqlens_k=torch.tensor([2500, 2500])), options, False)
+    assert (actual.iterations > 0).all() == (solver != "direct")
+    for name in ("o", "lse"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-5, atol=1e-6)

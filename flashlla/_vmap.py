@@ -1,0 +1,47 @@
+"""The operators under ``torch.func.vmap``: one more dimension is one more batch dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashlla.ops.types import Layout
+
+
+class _Fold:
+    """Folds the dimension of a vmap into the batch dimension of every operand, and unfolds the results."""
+
+    def __init__(self, size: int, in_dims: tuple, layout: Layout):
+        if layout.packed:
+            raise NotImplementedError(
+                "vmap over packed sequences: concatenate them into one cu_seqlens instead"
+            )
+        if layout.block_table is not None:
+            raise NotImplementedError("vmap over a paged cache: add rows to block_table instead")
+        lengths = layout.seqlens_k
+        self.size = size
+        self.layout = Layout(seqlens_k=None if lengths is None else lengths.repeat(size))
+
+    def inputs(self, tensors: tuple, in_dims: tuple) -> list[Tensor | None]:
+        return [None if t is None else self._fold(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+
+    def _fold(self, t: Tensor, dim: int | None) -> Tensor:
+        t = t.unsqueeze(0).expand(self.size, *t.shape) if dim is None else t.movedim(dim, 0)
+        t = t.flatten(0, 1)
+        return t if t.shape[-1] < 2 or t.stride(-1) == 1 else t.contiguous()
+
+    def outputs(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple]:
+        unfolded = tuple(t.unflatten(0, (self.size, -1)) if t.dim() > 1 else t for t in tensors)
+        return unfolded, tuple(0 if t.dim() > 1 else None for t in unfolded)
+
+
+def forward(info, in_dims, q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, table, *rest):
+    fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
+    operands = fold.inputs((q, k, v, probe, ridge, gate), in_dims)
+    return fold.outputs(torch.ops.flashlla.forward(*operands, *fold.layout, *rest))
+
+
+def backward(info, in_dims, do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, table, *rest):
+    fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
+    operands = fold.inputs((do, q, k, v, probe, ridge, gate, kbar, g), in_dims)
+    return fold.outputs(torch.ops.flashlla.backward(*operands, *fold.layout, *rest))
