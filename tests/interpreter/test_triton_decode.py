@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashlla import (
+    _validation,
     lla_attention_with_kvcache,
     parallax_attention_with_kvcache,
     softmax_attention_with_kvcache,
@@ -203,6 +204,18 @@ def test_a_visible_key_that_is_not_finite_shows(member, name, value):
     out = run(member, operands, 600)
     broken = out[0, ..., 3] if name == "v_cache" and member == "lla" else out[0]
     assert not broken.isfinite().any()
+    assert torch.equal(out[1], clean[1])
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, torch.nan])
+def test_a_ridge_that_is_not_positive_shows(ridge, monkeypatch):
+    """On a GPU its sign is not read on the host, so that the kernels have to tell."""
+    operands = problem(batch=2, dtype=torch.bfloat16)
+    clean = run("lla", operands, 70)
+    operands["ridge"][0] = ridge
+    monkeypatch.setattr(_validation, "check_ridge_values", lambda ridge: None)
+    out = run("lla", operands, 70)
+    assert out[0].isnan().all()
     assert torch.equal(out[1], clean[1])
 
 

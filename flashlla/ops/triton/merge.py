@@ -203,7 +203,8 @@ def solve_kernel(
         c = tl.load(p_a + dims[:, None] * DIM + dims[None, :], mask=square, other=0.0)
 
     r = q.to(tl.float32) - tl.load(p_kbar + row * DIM + dims, mask=dims < DIM, other=0.0)
-    g, p, norm = tl.zeros((BLOCK_D,), tl.float32), r, tl.sum(r * r, 0)
+    # As in a prefill, a ridge that is not positive shows.
+    g, p, norm = tl.where(ridge > 0, r * 0.0, float("nan")), r, tl.sum(r * r, 0)
     limit, i = rtol * rtol * norm, 0
     while (norm > limit) & (i < max_iters):
         y = covariance_times(c, p_a, p, DIM, BLOCK_D, WHOLE) + ridge * p
