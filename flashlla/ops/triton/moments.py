@@ -55,8 +55,12 @@ def remainder(x):
 
 
 @triton.jit
-def weighted_sum(x, root):
-    return tl.sum(x.to(tl.float32) * root[:, None], 0)
+def as_columns(root):
+    """root as two columns of a matrix ``[rows, 16]`` of float16, so that tensor cores sum with it."""
+    hi = root.to(tl.float16)
+    lo = (root - hi.to(tl.float32)).to(tl.float16)
+    column = tl.arange(0, 16)[None, :]
+    return tl.where(column == 0, hi[:, None], tl.where(column == 1, lo[:, None], 0.0))
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -137,7 +141,7 @@ def moments_kernel(
 
     top, total = -float("inf"), 0.0
     k_scale, v_scale = SMALLEST_SCALE, SMALLEST_SCALE
-    k_sum, v_sum = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((ROWS_V,), tl.float32)
+    k_sum, v_sum = tl.zeros((BLOCK_D, 16), tl.float32), tl.zeros((ROWS_V, 16), tl.float32)
     a, b = tl.zeros((ROWS_D, BLOCK_D), tl.float32), tl.zeros((ROWS_V, BLOCK_D), tl.float32)
     for start in range(begin, end, BLOCK_N):
         rows = start + columns
@@ -160,8 +164,8 @@ def moments_kernel(
         total += tl.sum(root * root, 0)
         u = ((k - k_shift[None, :]) * (root * (HEADROOM / k_scale))[:, None]).to(tl.float16)
         z = ((v - v_shift[None, :]) * (root * (HEADROOM / v_scale))[:, None]).to(tl.float16)
-        k_sum += weighted_sum(u, root)
-        v_sum += weighted_sum(z, root)
+        weights = as_columns(root)
+        k_sum, v_sum = dot(tl.trans(u), weights, k_sum), dot(tl.trans(z), weights, v_sum)
         u_rows = u
         if TILES > 1:
             u_rows = scaled(keys, rows, exists, dim_rows, root, row_shift, k_scale, DIM, PAGED).to(tl.float16)
@@ -172,8 +176,7 @@ def moments_kernel(
             z_rest = remainder(
                 scaled(values, rows, exists, value_dims, root, v_shift, v_scale, VALUE_DIM, PAGED)
             )
-            k_sum += weighted_sum(u_rest, root)
-            v_sum += weighted_sum(z_rest, root)
+            k_sum, v_sum = dot(tl.trans(u_rest), weights, k_sum), dot(tl.trans(z_rest), weights, v_sum)
             u_rows_rest = u_rest
             if TILES > 1:
                 u_rows_rest = remainder(
@@ -188,10 +191,10 @@ def moments_kernel(
         tl.store(p_stats + 2 * state, top)
         tl.store(p_stats + 2 * state + 1, total)
         tl.store(p_key_sums + 2 * state * DIM + dims, k_shift, mask=dims < DIM)
-        tl.store(p_key_sums + (2 * state + 1) * DIM + dims, k_sum * k_scale, mask=dims < DIM)
+        tl.store(p_key_sums + (2 * state + 1) * DIM + dims, tl.sum(k_sum, 1) * k_scale, mask=dims < DIM)
     p_value_sums += 2 * state * VALUE_DIM + value_dims
     tl.store(p_value_sums, v_shift, mask=value_dims < VALUE_DIM)
-    tl.store(p_value_sums + VALUE_DIM, v_sum * v_scale, mask=value_dims < VALUE_DIM)
+    tl.store(p_value_sums + VALUE_DIM, tl.sum(v_sum, 1) * v_scale, mask=value_dims < VALUE_DIM)
     p_a += state * (DIM * DIM) + dim_rows[:, None] * DIM + dims[None, :]
     p_b += state * (VALUE_DIM * DIM) + value_dims[:, None] * DIM + dims[None, :]
     in_a = (dim_rows < DIM)[:, None] & (dims < DIM)[None, :]
