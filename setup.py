@@ -48,10 +48,19 @@ extension = Pybind11Extension(
 setup(
     ext_modules=[extension],
     cmdclass={"build_ext": BuildExtension},
-    package_dir={"flashlla": "flashlla", "flashlla.models": "models", "flashlla.experiments": "experiments"},
+    package_dir={
+        "flashlla": "flashlla",
+        "flashlla.models": "models",
+        "flashlla.experiments": "experiments",
+        "flashlla._csrc": "csrc",
+    },
     packages=[
         "flashlla",
+        "flashlla._csrc",
         *(f"flashlla.{name}" for name in find_packages("flashlla")),
         *(f"flashlla.{name}" for name in find_packages(".", include=["models*", "experiments*"])),
     ],
+    # CUDA sources are compiled where they run; the others are in the extension.
+    package_data={"flashlla._csrc": ["cuda/*.cu", "include/flashlla/*.h"]},
+    exclude_package_data={"flashlla._csrc": ["cpu/*", "bindings/*"]},
 )
