@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -20,14 +20,19 @@ class LanguageModelConfig:
         depth: number of blocks.
         heads: query heads of the mixer.
         kv_heads: key and value heads, a divisor of heads; None means heads.
-        mixer: name of the token mixer, one of ``flashlla.models.mixers.MIXERS``.
-        mixer_options: keyword options of that mixer, JSON values: ``{"ridge": 1.0, "window_size": 64}``.
+        mixer: name of the token mixer, one of ``flashlla.models.mixers.MIXERS``; or a pattern of names for a
+            hybrid stack, which is repeated: block i has ``mixer[i % len(mixer)]``, and depth is a multiple of
+            the length. A list as long as depth names the mixer of every block.
+        mixer_options: keyword options of that mixer, JSON values: ``{"ridge": 1.0, "window_size": 64}``; of a
+            pattern, by name: ``{"lla": {"window_size": 64}, "mamba2": {"kv_heads": None}}``. A mixer's own
+            ``heads`` and ``kv_heads`` go before those of the model.
         mlp_hidden: width of the SwiGLU; None means 8/3 of dim, rounded up to a multiple of 8.
         tie_embeddings: one matrix for the embedding and the logits.
 
     Raises:
         TypeError: a field of the wrong type, or mixer_options that JSON cannot hold.
-        ValueError: a size below 1, heads that do not divide, an unknown mixer.
+        ValueError: a size below 1, heads that do not divide, an unknown mixer, a pattern that does not fit
+            depth, options of a mixer that is not in the pattern.
     """
 
     vocab_size: int
@@ -35,7 +40,7 @@ class LanguageModelConfig:
     depth: int
     heads: int
     kv_heads: int | None = None
-    mixer: str = "lla"
+    mixer: str | Sequence[str] = "lla"
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
     mlp_hidden: int | None = None
     tie_embeddings: bool = True
@@ -51,8 +56,7 @@ class LanguageModelConfig:
                 raise ValueError(f"{name}={size} must be at least 1")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
-        if self.mixer not in MIXERS:
-            raise ValueError(f"mixer={self.mixer!r} is unknown; choose one of {', '.join(sorted(MIXERS))}")
+        self._check_mixer()
         if not isinstance(self.tie_embeddings, bool):
             raise TypeError(f"tie_embeddings must be a bool, got {type(self.tie_embeddings).__name__}")
         if not isinstance(self.mixer_options, Mapping):
@@ -62,6 +66,47 @@ class LanguageModelConfig:
         except TypeError as error:
             raise TypeError(f"mixer_options must hold JSON values only: {error}") from error
         object.__setattr__(self, "mixer_options", options)  # a copy: later changes by the caller stay outside
+        if not isinstance(self.mixer, str):
+            self._check_options_by_name()
+
+    def _check_mixer(self) -> None:
+        """One known name, or a pattern of them, which becomes a tuple."""
+        if isinstance(self.mixer, str):
+            if self.mixer not in MIXERS:
+                raise ValueError(f"mixer={self.mixer!r} is unknown; choose one of {', '.join(MIXERS)}")
+            return
+        if not isinstance(self.mixer, Sequence):
+            raise TypeError(f"mixer must be a name or a list of names, got {type(self.mixer).__name__}")
+        if not self.mixer:
+            raise ValueError("mixer is an empty list; give at least one name")
+        for i, name in enumerate(self.mixer):
+            if not isinstance(name, str) or name not in MIXERS:
+                raise ValueError(f"mixer[{i}]={name!r} is unknown; choose one of {', '.join(MIXERS)}")
+        if self.depth % len(self.mixer):
+            raise ValueError(
+                f"depth={self.depth} is no multiple of the {len(self.mixer)} names in mixer, which is a "
+                "pattern to repeat; give as many names as there are blocks"
+            )
+        object.__setattr__(self, "mixer", tuple(self.mixer))
+
+    def _check_options_by_name(self) -> None:
+        for name, options in self.mixer_options.items():
+            if name not in self.mixer:
+                raise ValueError(
+                    f"mixer_options has {name!r}, which is not in mixer={self.mixer}; for a pattern give the "
+                    'options by name of the mixer: {"lla": {"ridge": 1.0}}'
+                )
+            if not isinstance(options, Mapping):
+                raise TypeError(f"mixer_options[{name!r}] must be a mapping, got {type(options).__name__}")
+
+    @property
+    def mixers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Name of the mixer and its keyword arguments, heads among them, for every block."""
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads}
+        if isinstance(self.mixer, str):
+            return ((self.mixer, {**heads, **self.mixer_options}),) * self.depth
+        names = self.mixer * (self.depth // len(self.mixer))
+        return tuple((name, {**heads, **self.mixer_options.get(name, {})}) for name in names)
 
     @property
     def hidden(self) -> int:
@@ -70,7 +115,8 @@ class LanguageModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        data = asdict(self)
+        return data if isinstance(self.mixer, str) else {**data, "mixer": list(self.mixer)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LanguageModelConfig:

@@ -40,10 +40,8 @@ class LanguageModel(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(config.vocab_size, config.dim, **factory)
         self.blocks = nn.ModuleList()
-        for _ in range(config.depth):
-            mixer = build_mixer(
-                config.mixer, config.dim, config.heads, config.kv_heads, **config.mixer_options, **factory
-            )
+        for name, options in config.mixers:
+            mixer = build_mixer(name, config.dim, **options, **factory)
             self.blocks.append(Block(mixer, config.dim, config.hidden, **factory))
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS, **factory)
         # A tied head is no parameter of its own: the state dict holds every tensor once.
@@ -108,6 +106,7 @@ class LanguageModel(nn.Module):
 
         Raises:
             TypeError, ValueError: an unknown kind, sizes below 1, ``"sliding"`` without a window.
+            NotImplementedError: ``"paged"`` with a mixer that keeps no rows.
         """
         dtype = self.embedding.weight.dtype if dtype is None else dtype
         if kind == "paged":
@@ -120,6 +119,7 @@ class LanguageModel(nn.Module):
 
         Raises:
             ValueError: other states are in these pages already.
+            NotImplementedError: a mixer keeps no rows that could be in pages.
         """
         if table.layers:
             raise ValueError(

@@ -11,7 +11,9 @@ With a state, x continues the sequences that the state has seen, the state is up
 gradient flows. ``lengths`` are the real rows of each sequence of x, ints; padding behind them must leave no
 trace in the state. ``capacity`` is the length that a sequence may reach and ``kind`` one of
 ``flashlla.nn.cache.KINDS``, which a mixer with a state of fixed size ignores; ``table`` is a
-:class:`flashlla.nn.PageTable`. To add a mixer, write its class and name it in ``MIXERS``.
+:class:`flashlla.nn.PageTable`, and a mixer that keeps no rows raises NotImplementedError for it. To add a
+mixer, write its class and name it in ``MIXERS``; those with a state of their own start from
+:class:`flashlla.models.mixers.base.RecurrentMixer`.
 """
 
 from __future__ import annotations
@@ -24,11 +26,28 @@ from torch import nn
 from flashlla.nn import LocalLinearAttention, ParallaxAttention, SoftmaxAttention
 
 from .attention import AttentionMixer
+from .deltanet import DeltaNet
+from .gated_deltanet import GatedDeltaNet
+from .gla import GatedLinearAttention
+from .hyena import Hyena
+from .linear_attention import LinearAttention
+from .mamba2 import Mamba2
+from .mesanet import MesaNet
 
-MIXERS: dict[str, Callable[..., nn.Module]] = {
+ATTENTION_MIXERS: dict[str, Callable[..., nn.Module]] = {  # their state is a key/value cache of any kind
     "lla": partial(AttentionMixer, LocalLinearAttention),
     "parallax": partial(AttentionMixer, ParallaxAttention),
     "softmax": partial(AttentionMixer, SoftmaxAttention),
+}
+MIXERS: dict[str, Callable[..., nn.Module]] = {
+    **ATTENTION_MIXERS,
+    "linear_attention": LinearAttention,
+    "gla": GatedLinearAttention,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "mesanet": MesaNet,
+    "mamba2": Mamba2,
+    "hyena": Hyena,
 }
 
 
@@ -40,8 +59,20 @@ def build_mixer(name: str, dim: int, heads: int, kv_heads: int | None = None, **
         TypeError: options that the mixer does not have.
     """
     if name not in MIXERS:
-        raise ValueError(f"mixer={name!r} is unknown; choose one of {', '.join(sorted(MIXERS))}")
+        raise ValueError(f"mixer={name!r} is unknown; choose one of {', '.join(MIXERS)}")
     return MIXERS[name](dim, heads, kv_heads, **options)
 
 
-__all__ = ["MIXERS", "AttentionMixer", "build_mixer"]
+__all__ = [
+    "ATTENTION_MIXERS",
+    "MIXERS",
+    "AttentionMixer",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "GatedLinearAttention",
+    "Hyena",
+    "LinearAttention",
+    "Mamba2",
+    "MesaNet",
+    "build_mixer",
+]

@@ -83,7 +83,7 @@ def test_lengths(dtype, kv_len):
 
 @dtype
 @pytest.mark.parametrize("data", ["iid", "steep", "far"])
-@pytest.mark.parametrize("ridge", [10.0, 1.0, 0.1, 0.01])
+@pytest.mark.parametrize("ridge", [1.0, 0.01])
 @pytest.mark.parametrize(("kv_len", "head_dim"), [(70, 64), (600, 16)])
 def test_ridges_and_data(dtype, data, ridge, kv_len, head_dim):
     check("lla", problem(data=data, kv_len=kv_len, head_dim=head_dim, ridge=ridge, dtype=dtype), kv_len)

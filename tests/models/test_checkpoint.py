@@ -30,7 +30,7 @@ def new_run(make_model):
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(4)
 
 
-@pytest.mark.parametrize("mixer", sorted(models.mixers.MIXERS))
+@pytest.mark.parametrize("mixer", sorted(models.mixers.ATTENTION_MIXERS))
 @pytest.mark.parametrize("tie_embeddings", (True, False))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_model_round_trip(mixer, tie_embeddings, dtype, make_model, tokens, tmp_path):

@@ -11,7 +11,7 @@ from flashlla.models.generation import sample
 from flashlla.models.generation.text import final_pieces
 from flashlla.nn.cache import KINDS
 
-every_mixer = pytest.mark.parametrize("mixer", sorted(models.mixers.MIXERS))
+every_mixer = pytest.mark.parametrize("mixer", sorted(models.mixers.ATTENTION_MIXERS))
 every_cache = pytest.mark.parametrize("cache", KINDS)
 WINDOW = {"window_size": 6}  # every kind of cache serves a layer with a window
 

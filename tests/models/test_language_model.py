@@ -10,7 +10,7 @@ from flashlla import models
 from flashlla.nn import PageTable
 from flashlla.nn.cache import KINDS
 
-every_mixer = pytest.mark.parametrize("mixer", sorted(models.mixers.MIXERS))
+every_mixer = pytest.mark.parametrize("mixer", sorted(models.mixers.ATTENTION_MIXERS))
 
 
 def next_token_loss(model, tokens):
