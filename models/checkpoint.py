@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -22,24 +22,37 @@ TRAINING = "training.pt"
 _FORMAT = "flashlla.LanguageModel"
 
 
-def save_model(model: LanguageModel, directory: str | os.PathLike) -> None:
+def save_model(
+    model: LanguageModel, directory: str | os.PathLike, *, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write weights and configuration into ``directory``, which is created.
 
     ``model.safetensors`` holds both, so that they cannot come apart; ``config.json`` is a copy for people and
     other tools, which :func:`load_model` does not read.
 
+    Args:
+        model: gives the configuration, and the weights unless they are given.
+        directory: where to.
+        weights: tensors by the names of the model's own: a moving average, or what a sharded run has gathered
+            (:meth:`flashlla.models.training.Trainer.weights`).
+
     Raises:
         ImportError: safetensors is not installed.
+        ValueError: weights with other names or shapes than the model's.
         OSError: the files cannot be written.
     """
     safetensors = _safetensors()
+    weights = model.state_dict() if weights is None else weights
+    shapes = {name: t.shape for name, t in model.state_dict().items()}
+    if {name: t.shape for name, t in weights.items()} != shapes:
+        raise ValueError("weights has other names or shapes than the model; pass those of this model")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2)
-    tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+    tensors = {name: t.detach().contiguous() for name, t in weights.items()}
     metadata = {"format": _FORMAT, "config": config}
-    _replace(directory / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path, metadata))
-    _replace(directory / CONFIG, lambda path: path.write_text(config + "\n"))
+    replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path, metadata))
+    replace_file(directory / CONFIG, lambda path: path.write_text(config + "\n"))
 
 
 def load_model(directory: str | os.PathLike, device: torch.device | str = "cpu") -> LanguageModel:
@@ -99,7 +112,7 @@ def save_training_state(
         "cuda_rng": torch.cuda.get_rng_state_all(),
         "generator": None if generator is None else generator.get_state(),
     }
-    _replace(directory / TRAINING, lambda path: torch.save(state, path))
+    replace_file(directory / TRAINING, lambda path: torch.save(state, path))
 
 
 def load_training_state(
@@ -153,7 +166,7 @@ def _check_training_state(path: Path, state: dict, model: LanguageModel, generat
         raise ValueError(f"{path} was saved {there} a generator and is loaded {here} one; do as at saving")
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """``write`` a file next to ``path``, see it on the disk, and move it into place."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -161,15 +174,15 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode  # as the umask wants it; safetensors would leave the file private
         write(temporary)
         temporary.chmod(mode)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # the move itself
+    sync(path.parent)  # the move itself
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -88,7 +89,7 @@ class Workspace {
 };
 
 // Runs body(task, scratch) for tasks 0 .. count, each thread with `scratch_floats` of its own. The first
-// exception of a body is thrown again here.
+// exception of a body is thrown again here. Where no more threads can be had, those that there are do the work.
 template <class Body>
 void parallel_for(int64_t count, int threads, int64_t scratch_floats, Body body) {
   std::atomic<int64_t> next{0};
@@ -107,7 +108,11 @@ void parallel_for(int64_t count, int threads, int64_t scratch_floats, Body body)
   };
   std::vector<std::thread> helpers;
   const int64_t wanted = threads < count ? threads : count;
-  for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  helpers.reserve(size_t(wanted > 0 ? wanted : 0));
+  try {
+    for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {
+  }
   work();
   for (std::thread& helper : helpers) helper.join();
   if (failure) std::rethrow_exception(failure);
