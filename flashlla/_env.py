@@ -1,4 +1,6 @@
-"""Every environment variable that flashlla reads. Nothing else in the package reads one."""
+"""Every environment variable that flashlla reads: its own, and what ``torchrun`` sets. Nothing else in the
+package reads one.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +34,13 @@ def tuning() -> str | None:
     decide.
     """
     return os.environ.get("FLASHLLA_TUNING") or None
+
+
+def world_size() -> int:
+    """``WORLD_SIZE``: how many processes ``torchrun`` has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """``LOCAL_RANK``: which of those of this machine this one is."""
+    return int(os.environ.get("LOCAL_RANK", 0))

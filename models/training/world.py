@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flashlla import _env
 
 from .config import ParallelConfig
 
@@ -41,9 +42,9 @@ class World:
         """
         parallel = ParallelConfig() if parallel is None else parallel
         if device is None:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+            device = f"cuda:{_env.local_rank()}" if torch.cuda.is_available() else "cpu"
         device = torch.device(device)
-        size, shared = int(os.environ.get("WORLD_SIZE", 1)), parallel.tensor * parallel.context
+        size, shared = _env.world_size(), parallel.tensor * parallel.context
         if size % shared:
             raise ValueError(
                 f"{size} processes are no multiple of tensor * context = {shared}; start as many with "

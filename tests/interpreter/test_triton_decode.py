@@ -76,7 +76,7 @@ def paged(operands: dict[str, Tensor], page_size: int, seed: int = 0) -> tuple[d
 
 
 @dtype
-@pytest.mark.parametrize("kv_len", [0, 1, 2, 15, 16, 17, 20, 63, 64, 65, 1024, 1025, 2100])
+@pytest.mark.parametrize("kv_len", [0, 1, 2, 15, 16, 17, 20, 63, 64, 65, 1024, 1025])
 def test_lengths(dtype, kv_len):
     check("lla", problem(kv_len=kv_len, dtype=dtype), kv_len)
 
@@ -170,10 +170,10 @@ def test_a_paged_prefill(member):
 
 @member
 def test_alone_and_in_a_batch(member):
-    operands = problem(member, batch=3, kv_len=1100, dtype=torch.bfloat16)
-    lengths = torch.tensor([1100, 31, 1025])
+    operands = problem(member, batch=2, kv_len=1100, heads=1, dtype=torch.bfloat16)
+    lengths = torch.tensor([1100, 31])
     together = run(member, operands, lengths)
-    for b in range(3):
+    for b in range(2):
         alone = {name: t[b : b + 1] for name, t in operands.items()}
         for name in ("k_cache", "v_cache"):
             alone[name] = alone[name][:, : int(lengths[b])]  # nor does the capacity matter
@@ -198,10 +198,10 @@ def test_what_is_not_seen_may_be_anything(member):
 @pytest.mark.parametrize("name", ["k_cache", "v_cache"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_visible_key_that_is_not_finite_shows(member, name, value):
-    operands = problem(member, batch=2, kv_len=600, dtype=torch.bfloat16)
-    clean = run(member, operands, 600)
-    operands[name][0, 300, 0, 3] = value
-    out = run(member, operands, 600)
+    operands = problem(member, batch=2, dtype=torch.bfloat16)
+    clean = run(member, operands, 70)
+    operands[name][0, 30, 0, 3] = value
+    out = run(member, operands, 70)
     broken = out[0, ..., 3] if name == "v_cache" and member == "lla" else out[0]
     assert not broken.isfinite().any()
     assert torch.equal(out[1], clean[1])

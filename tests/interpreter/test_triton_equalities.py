@@ -20,8 +20,9 @@ from flashlla.testing.problems import random_operands
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# float16 takes the same code as bfloat16 but for one conversion: it is left to the long run.
+SLOW = pytest.param(torch.float16, marks=pytest.mark.slow)
+dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, SLOW], ids=str)
 TRITON = {"backend": "triton"}
 
 

@@ -152,8 +152,10 @@ def test_any_model_and_nested_batches(tmp_path):
     def squares(model, data):
         return F.mse_loss(data["scale"] * model(data["inputs"][0]), data["targets"])
 
+    torch.manual_seed(0)
     make_trainer(tmp_path, torch.nn.Linear(3, 1), configure(60, "adamw"), batch=source, loss=squares).fit()
-    assert losses(tmp_path)[-1] < 0.5 * losses(tmp_path)[0]
+    found = losses(tmp_path)  # of eight numbers each, so that single ones say little
+    assert sum(found[-10:]) < 0.7 * sum(found[:10])
 
 
 def test_wrong_arguments(tmp_path):
