@@ -61,6 +61,9 @@ setup(
         *(f"flashlla.{name}" for name in find_packages(".", include=["models*", "experiments*"])),
     ],
     # CUDA sources are compiled where they run; the others are in the extension.
-    package_data={"flashlla._csrc": ["cuda/*.cu", "include/flashlla/*.h"]},
+    package_data={
+        "flashlla._csrc": ["cuda/*.cu", "include/flashlla/*.h"],
+        "flashlla.experiments.common.report": ["*.j2"],
+    },
     exclude_package_data={"flashlla._csrc": ["cpu/*", "bindings/*"]},
 )

@@ -42,11 +42,9 @@ LOG_EVERY = 10
 
 
 class Shape(NamedTuple):
-    """Sizes of a language model and of a micro-batch."""
+    """A preset of the language model, and the sizes of a micro-batch."""
 
-    dim: int
-    depth: int
-    heads: int
+    preset: str
     seq: int
     batch: int
 
@@ -55,23 +53,16 @@ class Shape(NamedTuple):
         return self.seq * self.batch
 
     def describe(self) -> dict:
-        return {
-            "dim": self.dim,
-            "depth": self.depth,
-            "heads": self.heads,
-            "seq": self.seq,
-            "batch": self.batch,
-        }
+        sizes = models.LanguageModelConfig.PRESETS[self.preset]
+        return {**{n: sizes[n] for n in ("dim", "depth", "heads")}, "seq": self.seq, "batch": self.batch}
 
 
-SHAPES = {"tiny": Shape(64, 2, 2, 128, 4), "small": Shape(128, 2, 4, 256, 4)}
-LONG = Shape(128, 2, 2, 1024, 1)
+TINY, LONG, SMALL = Shape("tiny", 256, 4), Shape("tiny", 1024, 1), Shape("small", 256, 2)
 
 
 def make_model(mixer: str, shape: Shape) -> models.LanguageModel:
     torch.manual_seed(0)
-    config = models.LanguageModelConfig(256, shape.dim, shape.depth, shape.heads, mixer=mixer)
-    return models.LanguageModel(config)
+    return models.LanguageModel(models.LanguageModelConfig.preset(shape.preset, mixer=mixer))
 
 
 def batches(shape: Shape) -> Callable:
@@ -116,7 +107,7 @@ class BareLoop:
         self.steps += 1
 
 
-def measure_overhead(name: str, shape: Shape, blocks: int, folder: Path) -> Row:
+def measure_overhead(shape: Shape, blocks: int, folder: Path) -> Row:
     """Blocks of steps of the loop, losses read and written, and of bare steps, in turn."""
     bare, loop_seconds, bare_seconds = BareLoop(shape), [], []
     begun = time.perf_counter()
@@ -137,7 +128,7 @@ def measure_overhead(name: str, shape: Shape, blocks: int, folder: Path) -> Row:
     bare_ms = statistics.median(bare_seconds[1:-1]) / LOG_EVERY * 1e3
     return Row(
         "The loop over a bare PyTorch step",
-        f"{name}: overhead",
+        f"{shape.preset}: overhead",
         100 * (statistics.median(ratios) - 1),
         " %",
         at_most=3.0,
@@ -149,7 +140,7 @@ def measure_overhead(name: str, shape: Shape, blocks: int, folder: Path) -> Row:
 # ---- LLA against softmax -------------------------------------------------------------------------------
 
 
-def measure_mixers(name: str, shape: Shape, rounds: int, folder: Path) -> list[Row]:
+def measure_mixers(shape: Shape, rounds: int, folder: Path) -> list[Row]:
     """Steps of both language models in turn."""
     trainers = {m: make_trainer(m, shape, folder / m, rounds + 2) for m in ("softmax", "lla")}
     seconds: dict[str, list[float]] = {mixer: [] for mixer in trainers}
@@ -161,12 +152,14 @@ def measure_mixers(name: str, shape: Shape, rounds: int, folder: Path) -> list[R
     speeds = {mixer: shape.tokens / statistics.median(times[1:]) for mixer, times in seconds.items()}
     topic, load = "LLA against softmax", os.getloadavg()[0]
     rows = [
-        Row(topic, f"{name}: {mixer}", speed, " tokens/s", detail=shape.describe(), load_average=load)
+        Row(topic, f"{shape.preset}: {mixer}", speed, " tokens/s", detail=shape.describe(), load_average=load)
         for mixer, speed in speeds.items()
     ]
     return [
         *rows,
-        Row(topic, f"{name}: softmax / LLA", speeds["softmax"] / speeds["lla"], "x", load_average=load),
+        Row(
+            topic, f"{shape.preset}: softmax / LLA", speeds["softmax"] / speeds["lla"], "x", load_average=load
+        ),
     ]
 
 
@@ -174,10 +167,10 @@ def measure_mixers(name: str, shape: Shape, rounds: int, folder: Path) -> list[R
 
 # name: mesh, shape, micro-batches of a step. "apart" is two processes that share nothing but the machine.
 WAYS = {
-    "apart": ({}, SHAPES["small"], 2),
-    "ddp": ({}, SHAPES["small"], 2),
-    "fsdp": ({"strategy": "fsdp"}, SHAPES["small"], 2),
-    "tensor": ({"tensor": 2}, SHAPES["small"], 2),
+    "apart": ({}, TINY, 2),
+    "ddp": ({}, TINY, 2),
+    "fsdp": ({"strategy": "fsdp"}, TINY, 2),
+    "tensor": ({"tensor": 2}, TINY, 2),
     "context": ({"context": 2}, LONG, 1),
 }
 
@@ -265,11 +258,9 @@ def main() -> None:
     this, rows, steps = machine(), [], 3 if options.quick else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for size, shape in SHAPES.items():
-            blocks = 5 if options.quick else {"tiny": 60, "small": 16}[size]
-            rows.append(measure_overhead(size, shape, blocks, folder / f"overhead-{size}"))
-        for size, shape in SHAPES.items():
-            rows += measure_mixers(size, shape, 2 * steps, folder / f"mixers-{size}")
+        rows.append(measure_overhead(TINY, 5 if options.quick else 20, folder / "overhead"))
+        for shape, rounds in ((TINY, 2 * steps), (SMALL, steps // 3)):
+            rows += measure_mixers(shape, rounds, folder / f"mixers-{shape.preset}")
         if CORES > 1:
             rows += measure_scaling(steps, folder / "scaling")
     table = f"{describe(this)} One thread a process.\n\n{rows_as_tables(rows)}"

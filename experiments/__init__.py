@@ -1,1 +1,1 @@
-"""Experiments: one package each, built on :mod:`flashlla.models`."""
+"""Experiments: one package each, built on :mod:`flashlla.models` and :mod:`flashlla.experiments.common`."""

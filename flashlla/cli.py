@@ -1,5 +1,6 @@
 """The command ``flashlla``: ``demo`` trains a small model, ``doctor`` says what this installation can do,
-``tune`` measures launch configurations on the GPU that is there.
+``tune`` measures launch configurations on the GPU that is there; ``run``, ``list`` and ``report`` are for the
+experiments.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from pathlib import Path
 from flashlla import __version__
 
 DEMO_NEEDS = ("rich", "matplotlib", "safetensors")
+EXPERIMENTS_NEED = (*DEMO_NEEDS, "pandas", "pyarrow", "tyro", "jinja2")
+EXPERIMENT_COMMANDS = {
+    "run": "run an experiment, or go on with it",
+    "list": "name the experiments",
+    "report": "write one page with the results of all experiments",
+}
 SIZES = {
     "dim": "width of the model",
     "depth": "number of blocks",
@@ -51,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_doctor(commands)
     _add_tune(commands)
+    _add_experiments(commands)
     return parser
 
 
@@ -188,6 +196,28 @@ def _tune(options: argparse.Namespace) -> int:
         path = tuning.save(folder, device, configs)
     print(f"wrote {path}; to use it: export FLASHLLA_TUNING={folder}")
     return 0
+
+
+# ---- experiments ------------------------------------------------------------------------------------
+
+
+def _add_experiments(commands) -> None:
+    """Their options depend on the experiment: the words go on as they are."""
+    for name, what in EXPERIMENT_COMMANDS.items():
+        parser = commands.add_parser(name, help=what, add_help=False, prefix_chars="\0")
+        parser.add_argument("words", nargs="*")
+        parser.set_defaults(command=_experiments, name=name)
+
+
+def _experiments(options: argparse.Namespace) -> int:
+    if missing := [name for name in EXPERIMENTS_NEED if importlib.util.find_spec(name) is None]:
+        return _fail(
+            f"flashlla {options.name} needs {', '.join(missing)}: pip install 'flashlla[experiments]'"
+        )
+    from flashlla.experiments.common import commands
+
+    call = {"run": commands.run, "list": commands.list_experiments, "report": commands.report}
+    return call[options.name](options.words)
 
 
 # ---- values of options ------------------------------------------------------------------------------

@@ -1,15 +1,30 @@
-"""The pre-norm decoder block that every model here is a stack of."""
+"""What the models are built from: SwiGLU, pre-norm block, and the stack between tokens and logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import StackConfig
+
 NORM_EPS = 1e-6
+EMBEDDING_STD = 0.02
+
+
+class Model(nn.Module):
+    """A model that is built from a configuration, ``config``, and nothing else."""
+
+    def __init__(self, config: StackConfig):
+        super().__init__()
+        self.config = config
+
+    def num_parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(p.numel() for p in self.parameters())
 
 
 class SwiGLU(nn.Module):
@@ -27,7 +42,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+    """``x + mixer(norm(x), *more)``, then ``x + mlp(norm(x))``; ``more`` is what the mixer takes behind x."""
 
     def __init__(self, mixer: nn.Module, dim: int, hidden: int, device=None, dtype=None):
         super().__init__()
@@ -36,8 +51,8 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
         self.mlp = SwiGLU(dim, hidden, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, state: Any = None, lengths: Sequence[int] | None = None) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), state, lengths)
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), *more)
         return x + self.mlp(self.mlp_norm(x))
 
     @torch.no_grad()
@@ -45,3 +60,61 @@ class Block(nn.Module):
         """Rescale what both halves add to the residual stream."""
         self.mixer.scale_output(factor)
         self.mlp.down.weight.mul_(factor)
+
+
+class TokenModel(Model):
+    """Embedding, ``depth`` pre-norm blocks, norm, logits.
+
+    The weights that write into the residual stream start ``(2 depth) ** -0.5`` smaller, so that its variance
+    does not grow with depth.
+
+    Args:
+        build: makes a mixer from its name, the width and its options.
+        vocab_size: number of tokens.
+        outputs: number of logits at every position; None means one a token, from the embedding's own matrix.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        build: Callable[..., nn.Module],
+        *,
+        vocab_size: int,
+        outputs: int | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(config)
+        factory = {"device": device, "dtype": dtype}
+        self.embedding = nn.Embedding(vocab_size, config.dim, **factory)
+        self.blocks = nn.ModuleList(
+            Block(build(name, config.dim, **options, **factory), config.dim, config.hidden, **factory)
+            for name, options in config.mixers
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS, **factory)
+        # A tied head is no parameter of its own: the state dict holds every tensor once.
+        head = None if outputs is None else nn.Parameter(torch.empty(outputs, config.dim, **factory))
+        self.register_parameter("head", head)
+        for table in (self.embedding.weight, self.head):
+            if table is not None:
+                nn.init.normal_(table, std=EMBEDDING_STD)
+        for block in self.blocks:
+            block.scale_output((2 * config.depth) ** -0.5)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., outputs]`` of hidden states ``[..., dim]``."""
+        return F.linear(hidden, self.embedding.weight if self.head is None else self.head)
+
+    @staticmethod
+    def check_tokens(tokens: Tensor) -> None:
+        """Tokens are int64 ``[batch, seq]``.
+
+        Raises:
+            TypeError, ValueError: they are not.
+        """
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens must be a torch.Tensor, got {type(tokens).__name__}")
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"tokens has dtype {tokens.dtype}; use int64")
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected [batch, seq]")

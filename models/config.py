@@ -1,21 +1,27 @@
-"""The configuration of a language model: plain data, checked once, stored as JSON."""
+"""Configurations of the models: plain data, checked once, stored as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .mixers import MIXERS
+import torch
+
+from .mixers import MIXERS, build_mixer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+REFERENCE_MIXER = "softmax"  # whose number of parameters the presets have, whatever their mixer
 
 
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """Sizes and choices of a :class:`LanguageModel`.
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Sizes and choices of a stack of blocks, which every model here is.
 
     Attributes:
-        vocab_size: number of tokens.
         dim: width of the residual stream.
         depth: number of blocks.
         heads: query heads of the mixer.
@@ -27,7 +33,6 @@ class LanguageModelConfig:
             pattern, by name: ``{"lla": {"window_size": 64}, "mamba2": {"kv_heads": None}}``. A mixer's own
             ``heads`` and ``kv_heads`` go before those of the model.
         mlp_hidden: width of the SwiGLU; None means 8/3 of dim, rounded up to a multiple of 8.
-        tie_embeddings: one matrix for the embedding and the logits.
 
     Raises:
         TypeError: a field of the wrong type, or mixer_options that JSON cannot hold.
@@ -35,7 +40,6 @@ class LanguageModelConfig:
             depth, options of a mixer that is not in the pattern.
     """
 
-    vocab_size: int
     dim: int
     depth: int
     heads: int
@@ -43,22 +47,17 @@ class LanguageModelConfig:
     mixer: str | Sequence[str] = "lla"
     mixer_options: Mapping[str, Any] = field(default_factory=dict)
     mlp_hidden: int | None = None
-    tie_embeddings: bool = True
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self):
-        for name in ("vocab_size", "dim", "depth", "heads", "kv_heads", "mlp_hidden"):
-            size = getattr(self, name)
-            if size is None and name in ("kv_heads", "mlp_hidden"):
-                continue
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise TypeError(f"{name} must be an int, got {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+        for name in ("dim", "depth", "heads"):
+            check_size(name, getattr(self, name))
+        for name in ("kv_heads", "mlp_hidden"):
+            check_size(name, getattr(self, name), optional=True)
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         self._check_mixer()
-        if not isinstance(self.tie_embeddings, bool):
-            raise TypeError(f"tie_embeddings must be a bool, got {type(self.tie_embeddings).__name__}")
         if not isinstance(self.mixer_options, Mapping):
             raise TypeError(f"mixer_options must be a mapping, got {type(self.mixer_options).__name__}")
         try:
@@ -113,25 +112,111 @@ class LanguageModelConfig:
         """Width of the SwiGLU, the default resolved."""
         return -(-8 * self.dim // 24) * 8 if self.mlp_hidden is None else self.mlp_hidden
 
+    # ---- presets ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The sizes called ``name``, ``changes`` applied, and with as many parameters whatever the mixer.
+
+        Args:
+            name: a key of ``PRESETS``.
+            changes: other fields, or other values: ``preset("tiny", mixer="mamba2")``. With a given
+                mlp_hidden the number of parameters is what comes out.
+
+        Raises:
+            ValueError: the name is unknown, and as the constructor does.
+        """
+        if name not in cls.PRESETS:
+            raise ValueError(
+                f"preset {name!r} of {cls.__name__} is unknown; choose one of {', '.join(cls.PRESETS)}"
+            )
+        config = cls(**{**cls.PRESETS[name], **changes})
+        return config if config.mlp_hidden is not None else config.matched()
+
+    def matched(self) -> Self:
+        """This configuration with as many parameters as softmax attention and the default SwiGLU have.
+
+        What the mixers have more, on average over the stack, the SwiGLUs have less.
+
+        Raises:
+            ValueError: the mixers alone have more than that.
+        """
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads}
+        allowed = _mixer_parameters(REFERENCE_MIXER, self.dim, heads)
+        used = sum(_mixer_parameters(name, self.dim, options) for name, options in self.mixers) / self.depth
+        default = replace(self, mlp_hidden=None).hidden
+        hidden = round((default + (allowed - used) / (3 * self.dim)) / 8) * 8
+        if hidden < 8:
+            raise ValueError(
+                f"mixer={self.mixer!r} has {used:,.0f} parameters a block, and a whole block with softmax "
+                f"attention has {allowed + 3 * self.dim * default:,}; give mlp_hidden, or a narrower mixer"
+            )
+        return replace(self, mlp_hidden=hidden)
+
+    # ---- JSON -------------------------------------------------------------------------------------------
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(self)
         return data if isinstance(self.mixer, str) else {**data, "mixer": list(self.mixer)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LanguageModelConfig:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`.
 
         Raises:
             ValueError: unknown or missing keys, and as the constructor does.
         """
         known = {f.name for f in fields(cls)}
-        required = {"vocab_size", "dim", "depth", "heads"}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if unknown := sorted(set(data) - known):
             raise ValueError(
-                f"unknown keys in a LanguageModelConfig: {', '.join(unknown)}; "
-                f"it has {', '.join(sorted(known))}"
+                f"unknown keys in a {cls.__name__}: {', '.join(unknown)}; it has {', '.join(sorted(known))}"
             )
         if missing := sorted(required - set(data)):
-            raise ValueError(f"missing keys in a LanguageModelConfig: {', '.join(missing)}")
+            raise ValueError(f"missing keys in a {cls.__name__}: {', '.join(missing)}")
         return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(StackConfig):
+    """Sizes and choices of a :class:`LanguageModel`; those of the stack are in :class:`StackConfig`.
+
+    Attributes:
+        vocab_size: number of tokens.
+        tie_embeddings: one matrix for the embedding and the logits.
+
+    Raises:
+        TypeError, ValueError: as :class:`StackConfig` does.
+    """
+
+    vocab_size: int
+    tie_embeddings: bool = True
+
+    PRESETS: ClassVar = {
+        "tiny": {"vocab_size": 256, "dim": 128, "depth": 5, "heads": 4},
+        "small": {"vocab_size": 256, "dim": 512, "depth": 10, "heads": 8},
+        "base": {"vocab_size": 50304, "dim": 768, "depth": 12, "heads": 12},
+        "large": {"vocab_size": 50304, "dim": 1024, "depth": 24, "heads": 16},
+    }
+
+    def __post_init__(self):
+        check_size("vocab_size", self.vocab_size)
+        super().__post_init__()
+        if not isinstance(self.tie_embeddings, bool):
+            raise TypeError(f"tie_embeddings must be a bool, got {type(self.tie_embeddings).__name__}")
+
+
+def check_size(name: str, size: int | None, *, optional: bool = False) -> None:
+    """``size`` is an int of at least 1, or None if it is ``optional``."""
+    if size is None and optional:
+        return
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{name} must be an int, got {type(size).__name__}")
+    if size < 1:
+        raise ValueError(f"{name}={size} must be at least 1")
+
+
+def _mixer_parameters(name: str, dim: int, options: Mapping[str, Any]) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_mixer(name, dim, **options).parameters())

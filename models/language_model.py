@@ -6,27 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from flashlla.nn import PageTable
 
-from .backbone import NORM_EPS, Block
+from .backbone import TokenModel
 from .config import LanguageModelConfig
 from .mixers import build_mixer
 
-EMBEDDING_STD = 0.02
 
-
-class LanguageModel(nn.Module):
-    """Embedding, ``depth`` pre-norm blocks, norm, logits.
-
-    The weights that write into the residual stream start ``(2 depth) ** -0.5`` smaller, so that its variance
-    does not grow with depth.
+class LanguageModel(TokenModel):
+    """A causal language model over the mixers of :mod:`flashlla.models.mixers`.
 
     Raises:
         TypeError, ValueError: a configuration whose mixer_options its mixer does not take.
     """
+
+    config: LanguageModelConfig
 
     def __init__(
         self,
@@ -35,27 +31,10 @@ class LanguageModel(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.config = config
-        factory = {"device": device, "dtype": dtype}
-        self.embedding = nn.Embedding(config.vocab_size, config.dim, **factory)
-        self.blocks = nn.ModuleList()
-        for name, options in config.mixers:
-            mixer = build_mixer(name, config.dim, **options, **factory)
-            self.blocks.append(Block(mixer, config.dim, config.hidden, **factory))
-        self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS, **factory)
-        # A tied head is no parameter of its own: the state dict holds every tensor once.
-        head = (
-            None
-            if config.tie_embeddings
-            else nn.Parameter(torch.empty(config.vocab_size, config.dim, **factory))
+        outputs = None if config.tie_embeddings else config.vocab_size
+        super().__init__(
+            config, build_mixer, vocab_size=config.vocab_size, outputs=outputs, device=device, dtype=dtype
         )
-        self.register_parameter("head", head)
-        for table in (self.embedding.weight, self.head):
-            if table is not None:
-                nn.init.normal_(table, std=EMBEDDING_STD)
-        for block in self.blocks:
-            block.scale_output((2 * config.depth) ** -0.5)
 
     def forward(
         self,
@@ -82,6 +61,17 @@ class LanguageModel(nn.Module):
             TypeError: tokens of another dtype.
             ValueError: another shape, states of another model, or full states.
         """
+        return self.logits(self.hidden(tokens, states, lengths=lengths, last_only=last_only))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        states: Sequence[Any] | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the logits are computed from, ``[batch, seq, dim]``; arguments and errors as there."""
         self._check_inputs(tokens, states)
         x = self.embedding(tokens)
         for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
@@ -91,8 +81,7 @@ class LanguageModel(nn.Module):
             x = x[torch.arange(x.shape[0], device=x.device), last][:, None]
         elif last_only:
             x = x[:, -1:]
-        x = self.norm(x)
-        return F.linear(x, self.embedding.weight if self.head is None else self.head)
+        return self.norm(x)
 
     def make_states(
         self, batch: int, capacity: int, *, kind: str = "static", dtype: torch.dtype | None = None
@@ -128,17 +117,8 @@ class LanguageModel(nn.Module):
         dtype = self.embedding.weight.dtype if dtype is None else dtype
         return [block.mixer.make_paged_state(table, dtype=dtype) for block in self.blocks]
 
-    def num_parameters(self) -> int:
-        """Number of learned numbers."""
-        return sum(p.numel() for p in self.parameters())
-
     def _check_inputs(self, tokens: Tensor, states: Sequence[Any] | None) -> None:
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"tokens must be a torch.Tensor, got {type(tokens).__name__}")
-        if tokens.dtype != torch.int64:
-            raise TypeError(f"tokens has dtype {tokens.dtype}; use int64")
-        if tokens.dim() != 2:
-            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected [batch, seq]")
+        self.check_tokens(tokens)
         if states is not None and len(states) != len(self.blocks):
             raise ValueError(
                 f"states has {len(states)} entries for {len(self.blocks)} blocks; make_states() makes them"

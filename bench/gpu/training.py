@@ -56,7 +56,9 @@ class Trainer:
         torch.manual_seed(0)
         self.shape, self.device = shape, device
         with mock.patch.dict(MIXERS, {"sdpa": partial(AttentionMixer, SdpaAttention)}):
-            config = LanguageModelConfig(shape.vocab, shape.dim, shape.depth, shape.heads, mixer=mixer)
+            config = LanguageModelConfig(
+                vocab_size=shape.vocab, dim=shape.dim, depth=shape.depth, heads=shape.heads, mixer=mixer
+            )
             self.model = LanguageModel(config, device=device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.tokens = torch.randint(shape.vocab, (shape.batch, shape.n + 1), device=device)

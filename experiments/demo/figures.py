@@ -7,27 +7,27 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import replacing
+from flashlla.models.checkpoint import replace_file
 
 if TYPE_CHECKING:
-    from flashlla.experiments.demo.training import Progress
+    from flashlla.experiments.demo.training import Curves
 
 COLORS = {"lla": "#d1495b", "softmax": "#30638e"}
 LABELS = {"lla": "LLA", "softmax": "softmax"}
 INK, FAINT = "#222222", "#8a8a8a"
 
 
-def loss_figure(runs: dict[str, Progress], title: str, path: Path) -> None:
+def loss_figure(runs: dict[str, Curves], title: str, path: Path) -> None:
     """Two panels: by steps and by time. Train losses are faint and smoothed."""
     from matplotlib.figure import Figure  # no pyplot: nothing here needs a display
 
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained", facecolor="white")
     by_step, by_time = figure.subplots(1, 2, sharey=True)
-    for mixer, progress in runs.items():
-        seconds = [0.0, *accumulate(progress.step_seconds)]
-        smooth = [loss / math.log(2) for loss in _smoothed(progress.train_losses)]
-        steps = [step for step, _ in progress.validation]
-        losses = [loss / math.log(2) for _, loss in progress.validation]
+    for mixer, curves in runs.items():
+        seconds = [0.0, *accumulate(curves.step_seconds)]
+        smooth = [loss / math.log(2) for loss in _smoothed(curves.train_losses)]
+        steps = [step for step, _ in curves.validation]
+        losses = [loss / math.log(2) for _, loss in curves.validation]
         color, label = COLORS[mixer], LABELS[mixer]
         for axes, train_x, x in (
             (by_step, range(1, len(smooth) + 1), steps),
@@ -38,14 +38,13 @@ def loss_figure(runs: dict[str, Progress], title: str, path: Path) -> None:
     _dress(by_step, "training steps", "by steps")
     _dress(by_time, "seconds of training", "by time")
     by_step.set_ylabel("bits per byte", color=INK)
-    highest = max(progress.validation[0][1] for progress in runs.values()) / math.log(2)
-    lowest = min(progress.validation[-1][1] for progress in runs.values()) / math.log(2)
+    highest = max(curves.validation[0][1] for curves in runs.values()) / math.log(2)
+    lowest = min(curves.validation[-1][1] for curves in runs.values()) / math.log(2)
     by_step.set_ylim(lowest - 0.15 * (highest - lowest) - 0.05, highest + 0.25 * (highest - lowest) + 0.05)
     legend = by_step.legend(frameon=False, title="validation (faint: training)", alignment="left")
     legend.get_title().set_color(FAINT)
     figure.suptitle(title, color=INK, fontsize=11)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    replace_file(path, lambda aside: figure.savefig(aside, format="png"))
 
 
 def _dress(axes, x_label: str, title: str) -> None:

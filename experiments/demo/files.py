@@ -1,32 +1,19 @@
-"""Writing results: every file is written aside and moved into place, so that none is ever half there."""
+"""Results on disk: every file is written aside and moved into place, so that none is ever half there."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from flashlla.models.checkpoint import replace_file
 
 from .settings import DemoError
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes ``path`` if nothing goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
+import shutil
 import signal
 import statistics
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +36,7 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 class Result:
     """One mixer at the end of its run; losses in nats a byte."""
 
-    progress: training.Progress
+    curves: training.Curves
     losses: torch.Tensor  # of every validation window
     parameters: int
     check: sampling.DecodeCheck
@@ -61,14 +64,14 @@ def run(settings: Settings, out: Path, mode: str = "auto") -> int:
     _introduce(settings, corpus, backend, console)
     try:
         with _interrupts() as should_stop:
-            progress = _train_all(settings, corpus, out, console, should_stop)
+            curves = _train_all(settings, corpus, out, console, should_stop)
     except training.Stopped:
         console.print(f"stopped; the state is in {out}. The same command goes on, --fresh starts anew.")
         return INTERRUPTED
     console.print("checking the saved models, and writing some text with them")
-    results = {mixer: _finish(mixer, progress[mixer], settings, corpus, out) for mixer in MIXERS}
-    _write_results(settings, corpus, backend, results, out)
-    _report(results, settings, out, console)
+    results = {mixer: _finish(mixer, curves[mixer], settings, corpus, out) for mixer in MIXERS}
+    metrics = _write_results(settings, corpus, backend, results, out)
+    _report(metrics, results, out, console)
     return 0
 
 
@@ -117,11 +120,16 @@ def _prepare(settings: Settings, corpus: Corpus, out: Path, mode: str, console: 
     if settings.steps is None:
         console.print(f"timing a few steps of each mixer: how many fit in {settings.minutes:g} minutes?")
         settings = replace(settings, steps=training.steps_in(settings.minutes, settings, corpus))
-    # Without its state an earlier run cannot go on; its results stay until they are replaced.
-    for mixer in MIXERS:
-        (out / mixer / "training.pt").unlink(missing_ok=True)
+    _drop_checkpoints(out)  # results of an earlier run stay until they are replaced
     write_json(out / "run.json", {"settings": settings.to_dict(), "finished": False})
     return settings
+
+
+def _drop_checkpoints(out: Path) -> None:
+    """Without them a run starts anew."""
+    for mixer in MIXERS:
+        if (folder := out / mixer / "checkpoints").exists():
+            shutil.rmtree(folder)
 
 
 def _introduce(settings: Settings, corpus: Corpus, backend: _backends.Choice, console: Console) -> None:
@@ -148,7 +156,7 @@ def _device_name(device: str) -> str:
 
 
 @contextmanager
-def _interrupts() -> Iterator:
+def _interrupts() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C is an answer that the training asks for after every step; a second one ends it."""
     asked = False
 
@@ -164,7 +172,9 @@ def _interrupts() -> Iterator:
         signal.signal(signal.SIGINT, before)
 
 
-def _train_all(settings: Settings, corpus: Corpus, out: Path, console: Console, should_stop) -> dict:
+def _train_all(
+    settings: Settings, corpus: Corpus, out: Path, console: Console, should_stop: Callable[[], bool]
+) -> dict[str, training.Curves]:
     columns = (
         TextColumn("{task.description:8}"),
         BarColumn(bar_width=28),
@@ -173,55 +183,65 @@ def _train_all(settings: Settings, corpus: Corpus, out: Path, console: Console, 
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
-    progress = {}
-    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+    with Progress(*columns, console=console, refresh_per_second=4) as bars, _warnings_as_lines(console):
         tasks = {
             mixer: bars.add_task(figures.LABELS[mixer], total=settings.steps, start=False, state="waiting")
             for mixer in MIXERS
         }
+        curves = {}
         for mixer, task in tasks.items():
-            on_step = _follow(bars, task, mixer, settings)
-            progress[mixer] = training.train(mixer, settings, corpus, out / mixer, on_step, should_stop)
-    return progress
+            on_log = _follow(bars, task, mixer, settings)
+            curves[mixer] = training.train(
+                mixer, settings, corpus, out / mixer, on_log=on_log, should_stop=should_stop
+            )
+    return curves
 
 
-def _follow(bars: Progress, task, mixer: str, settings: Settings):
-    """What to show after every step: the bar, and a line for every new validation loss."""
-    shown = -1
+@contextmanager
+def _warnings_as_lines(console: Console) -> Iterator[None]:
+    """What the library warns of, such as a damaged checkpoint, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: console.print(str(message), markup=False, soft_wrap=True)
+        yield
 
-    def on_step(progress: training.Progress) -> None:
-        nonlocal shown
-        if shown < 0:
-            bars.start_task(task)
-            shown = len(progress.validation)
-        done = len(progress.train_losses)
-        if done:
-            speed = settings.batch * settings.context / statistics.median(progress.step_seconds[-20:])
-            state = f"loss {statistics.fmean(progress.train_losses[-20:]):.3f}  {speed:,.0f} tokens/s"
-            bars.update(task, completed=done, state=state)
-        for step, loss in progress.validation[shown:]:
-            label = figures.LABELS[mixer]
-            bars.console.print(f"{label:8} step {step:4}  validation {_bits(loss):.3f} bits per byte")
-        shown = len(progress.validation)
 
-    return on_step
+def _follow(
+    bars: Progress, task: TaskID, mixer: str, settings: Settings
+) -> Callable[[list[dict[str, Any]]], None]:
+    """What to show of new lines of the log: the bar, and a line for every validation loss."""
+    label, last = figures.LABELS[mixer], deque(maxlen=20)
+    bars.start_task(task)
+
+    def on_log(records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if "loss" in record:
+                last.append(record)
+            else:
+                bits = _bits(record["validation_loss"])
+                bars.console.print(f"{label:8} step {record['step']:4}  validation {bits:.3f} bits per byte")
+        loss = statistics.fmean(record["loss"] for record in last)
+        speed = settings.batch * settings.context / statistics.median(record["seconds"] for record in last)
+        state = f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        bars.update(task, completed=records[-1]["step"], state=state)
+
+    return on_log
 
 
 # ---- after ------------------------------------------------------------------------------------------
 
 
-def _finish(mixer: str, progress: training.Progress, settings: Settings, corpus: Corpus, out: Path) -> Result:
+def _finish(mixer: str, curves: training.Curves, settings: Settings, corpus: Corpus, out: Path) -> Result:
     """Everything from here on uses the model as it comes back from the disk."""
     model = models.load_model(out / mixer, settings.device).eval()
     losses = training.validation_losses(model, settings, corpus)
-    trained = progress.validation[-1][1]
+    trained = curves.validation[-1][1]
     if abs(losses.mean().item() - trained) > 1e-3:
         raise DemoError(
             f"the model read back from {out / mixer} has validation loss {losses.mean():.4f}, but it had "
             f"{trained:.4f} before it was saved; please report this"
         )
     return Result(
-        progress=progress,
+        curves=curves,
         losses=losses,
         parameters=model.num_parameters(),
         check=sampling.check_decoding(model, settings.device),
@@ -231,8 +251,10 @@ def _finish(mixer: str, progress: training.Progress, settings: Settings, corpus:
 
 def _write_results(
     settings: Settings, corpus: Corpus, backend: _backends.Choice, results: dict[str, Result], out: Path
-) -> None:
-    difference, error = _difference(results)
+) -> dict[str, Any]:
+    """Write all files; what ``metrics.json`` has."""
+    # In bits per byte; the windows are paired.
+    differences = (results["lla"].losses - results["softmax"].losses).double() / math.log(2)
     metrics = {
         "settings": settings.to_dict(),
         "versions": {
@@ -251,56 +273,55 @@ def _write_results(
         },
         "mixers": {mixer: _metrics(result, settings, mixer) for mixer, result in results.items()},
         "difference": {
-            "lla_minus_softmax_bits_per_byte": difference,
-            "standard_error_over_windows": error,
+            "lla_minus_softmax_bits_per_byte": differences.mean().item(),
+            "standard_error_over_windows": differences.std().item() / len(differences) ** 0.5,
             "seeds": 1,
         },
     }
     write_json(out / "metrics.json", metrics)
     title = f"Text of Python's library, {results['lla'].parameters:,} parameters, one seed"
-    figures.loss_figure({m: r.progress for m, r in results.items()}, title, out / "loss.png")
+    figures.loss_figure({m: r.curves for m, r in results.items()}, title, out / "loss.png")
     samples = [f"=== {figures.LABELS[m]} ===\n{result.text}\n" for m, result in results.items()]
     write_text(out / "sample.txt", "\n".join(samples))
     write_json(out / "run.json", {"settings": settings.to_dict(), "finished": True})
-    for mixer in MIXERS:
-        (out / mixer / "training.pt").unlink(missing_ok=True)
+    _drop_checkpoints(out)
+    return metrics
 
 
 def _metrics(result: Result, settings: Settings, mixer: str) -> dict[str, Any]:
-    progress = result.progress
-    loss = result.losses.mean().item()
+    curves, loss = result.curves, result.losses.mean().item()
     return {
         "model": settings.model_config(mixer).to_dict(),
         "parameters": result.parameters,
-        "steps": len(progress.train_losses),
+        "steps": len(curves.train_losses),
         "seed": settings.seed,
         "validation_loss": loss,
         "bits_per_byte": _bits(loss),
-        "train_tokens_per_second": _tokens_per_second(progress, settings),
-        "train_seconds": sum(progress.step_seconds),
-        "wall_seconds": progress.wall_seconds,
+        "train_tokens_per_second": settings.batch * settings.context / statistics.median(curves.step_seconds),
+        "train_seconds": sum(curves.step_seconds),
+        "evaluation_seconds": curves.evaluation_seconds,
         "decoding": asdict(result.check),
-        "validation_curve": [{"step": step, "loss": loss} for step, loss in progress.validation],
-        "train_curve": progress.train_losses,
+        "validation_curve": [{"step": step, "loss": loss} for step, loss in curves.validation],
+        "train_curve": curves.train_losses,
     }
 
 
-def _report(results: dict[str, Result], settings: Settings, out: Path, console: Console) -> None:
+def _report(metrics: dict[str, Any], results: dict[str, Result], out: Path, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "validation loss", "bits per byte", "parameters", "tokens/s", "seconds"):
         table.add_column(name, justify="right" if name else "left")
-    for mixer, result in results.items():
-        loss = result.losses.mean().item()
+    for mixer, found in metrics["mixers"].items():
         table.add_row(
             figures.LABELS[mixer],
-            f"{loss:.4f}",
-            f"{_bits(loss):.3f}",
-            f"{result.parameters:,}",
-            f"{_tokens_per_second(result.progress, settings):,.0f}",
-            f"{result.progress.wall_seconds:.0f}",
+            f"{found['validation_loss']:.4f}",
+            f"{found['bits_per_byte']:.3f}",
+            f"{found['parameters']:,}",
+            f"{found['train_tokens_per_second']:,.0f}",
+            f"{found['train_seconds'] + found['evaluation_seconds']:.0f}",
         )
     console.print("\n", table, "\n", sep="")
-    difference, error = _difference(results)
+    difference = metrics["difference"]["lla_minus_softmax_bits_per_byte"]
+    error = metrics["difference"]["standard_error_over_windows"]
     console.print(
         f"LLA minus softmax after equal steps: {difference:+.3f} bits per byte "
         f"(standard error over the validation windows {error:.3f}).\n"
@@ -310,16 +331,6 @@ def _report(results: dict[str, Result], settings: Settings, out: Path, console: 
         console.print(f"decoding of {figures.LABELS[mixer]}: {result.check}")
     console.print(Text(f"\n{results['lla'].text}\n"), style="dim")
     console.print(f"written to {out}: metrics.json, loss.png, sample.txt, and models in lla/ and softmax/")
-
-
-def _difference(results: dict[str, Result]) -> tuple[float, float]:
-    """LLA minus softmax in bits per byte, and its standard error over the windows, which are paired."""
-    difference = (results["lla"].losses - results["softmax"].losses).double() / math.log(2)
-    return difference.mean().item(), difference.std().item() / len(difference) ** 0.5
-
-
-def _tokens_per_second(progress: training.Progress, settings: Settings) -> float:
-    return settings.batch * settings.context / statistics.median(progress.step_seconds)
 
 
 def _bits(loss: float) -> float:

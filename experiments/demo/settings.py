@@ -58,5 +58,10 @@ class Settings:
         """The model of one mixer."""
         options = {"ridge": self.ridge} if mixer == "lla" else {}
         return models.LanguageModelConfig(
-            VOCABULARY, self.dim, self.depth, self.heads, mixer=mixer, mixer_options=options
+            vocab_size=VOCABULARY,
+            dim=self.dim,
+            depth=self.depth,
+            heads=self.heads,
+            mixer=mixer,
+            mixer_options=options,
         )

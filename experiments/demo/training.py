@@ -1,47 +1,56 @@
-"""Training one mixer: a loop that can be stopped after any step and goes on as if it had not been."""
+"""Training one mixer: what the library's loop, which also saves and resumes, has to know of it."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flashlla import models
+from flashlla.models import training
 
 from . import data
 from .data import Corpus
-from .files import read_json, write_json
 from .settings import MIXERS, DemoError, Settings
 
 WARMUP_STEPS = 20
 EVALUATIONS = 10
 TIMED_STEPS = 4
+METRICS = "metrics.jsonl"
 
 
 class Stopped(Exception):
     """The run was asked to stop; its state is on disk."""
 
 
-@dataclass
-class Progress:
-    """What a mixer's training has measured so far; losses in nats a byte."""
+@dataclass(frozen=True)
+class Curves:
+    """What the log of one mixer's training says; losses in nats a byte."""
 
-    train_losses: list[float] = field(default_factory=list)  # of every step
-    step_seconds: list[float] = field(default_factory=list)  # of every step
-    validation: list[tuple[int, float]] = field(default_factory=list)  # (steps done, loss)
-    wall_seconds: float = 0.0  # evaluations and saving included
+    train_losses: list[float]  # of every step
+    step_seconds: list[float]  # of every step
+    validation: list[tuple[int, float]]  # (steps done, loss)
+    evaluation_seconds: float  # of all evaluations together
 
-    def cut(self, steps: int) -> Progress:
-        """The part up to ``steps`` steps."""
-        points = [(step, loss) for step, loss in self.validation if step <= steps]
-        return Progress(self.train_losses[:steps], self.step_seconds[:steps], points, self.wall_seconds)
+    @classmethod
+    def of(cls, records: list[dict[str, Any]]) -> Curves:
+        steps = [record for record in records if "loss" in record]
+        evaluations = [record for record in records if "validation_loss" in record]
+        return cls(
+            train_losses=[record["loss"] for record in steps],
+            step_seconds=[record["seconds"] for record in steps],
+            validation=[(record["step"], record["validation_loss"]) for record in evaluations],
+            evaluation_seconds=sum(record["evaluation_seconds"] for record in evaluations),
+        )
 
 
 def train(
@@ -49,108 +58,88 @@ def train(
     settings: Settings,
     corpus: Corpus,
     folder: Path,
-    on_step: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> Progress:
+    *,
+    on_log: Callable[[list[dict[str, Any]]], None] = lambda records: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    evaluations: int = EVALUATIONS,
+) -> Curves:
     """Train, or go on with what ``folder`` holds; the trained model is then there too.
+
+    Args:
+        on_log: called with new lines of the log, and first with those of the part that is done already.
+        should_stop: asked after every step.
 
     Raises:
         Stopped: ``should_stop`` said so, and the state was saved.
-        DemoError: the loss is no longer a number.
+        DemoError: the loss is no longer a number, or what ``folder`` holds is damaged.
     """
-    run = _Run(mixer, settings, corpus)
-    progress = run.restore(folder)
-    began = time.perf_counter() - progress.wall_seconds
-    on_step(progress)
-
-    def save() -> None:
-        # The list may be longer than the state but never shorter: it is cut to the state's step later.
-        progress.wall_seconds = time.perf_counter() - began
-        write_json(folder / "progress.json", asdict(progress))
-        run.save(folder)
-
-    every = math.ceil(settings.steps / EVALUATIONS)
-    while run.step < settings.steps:
-        if should_stop():
-            save()
-            raise Stopped
-        loss, seconds = run.train_step()
-        progress.train_losses.append(loss)
-        progress.step_seconds.append(seconds)
-        if run.step % every == 0 or run.step == settings.steps:
-            loss = validation_losses(run.model, settings, corpus).mean().item()
-            progress.validation.append((run.step, loss))
-            save()
-        on_step(progress)
-    models.save_model(run.model, folder)
-    return progress
+    trainer = _trainer(mixer, settings, corpus, folder, on_log, evaluations)
+    try:
+        if done := trainer.resume():
+            records = training.read_metrics(folder / METRICS)
+            if (logged := len(Curves.of(records).train_losses)) != done:
+                raise DemoError(
+                    f"{folder / METRICS} is damaged: it has {logged} of {done} steps; start anew with --fresh"
+                )
+            on_log(records)
+        finished = trainer.fit(should_stop=should_stop)
+    except (training.CheckpointError, training.NonFiniteError, FileNotFoundError) as error:
+        raise DemoError(f"{error}; start anew with --fresh") from error
+    if not finished:
+        raise Stopped
+    models.save_model(trainer.model, folder)
+    return Curves.of(training.read_metrics(folder / METRICS))
 
 
-class _Run:
-    """Model, optimiser and the order of the data; the latter two are the same for every mixer."""
+def _trainer(
+    mixer: str, settings: Settings, corpus: Corpus, folder: Path, on_log: Callable, evaluations: int
+) -> training.Trainer:
+    """The run of one mixer; all but the model is the same for every mixer, the order of the data too."""
+    torch.manual_seed(settings.seed)
+    model = models.LanguageModel(settings.model_config(mixer)).to(settings.device)
 
-    def __init__(self, mixer: str, settings: Settings, corpus: Corpus):
-        self.settings, self.corpus, self.step = settings, corpus, 0
-        torch.manual_seed(settings.seed)
-        self.model = models.LanguageModel(settings.model_config(mixer)).to(settings.device)
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        vectors = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
-        self.generator = torch.Generator().manual_seed(settings.seed)
+    def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+        generator = training.batch_generator(settings.seed, step, rank)
+        return data.random_batch(corpus.train, settings.batch, settings.context, generator)
 
-    def train_step(self) -> tuple[float, float]:
-        """One step; its loss and its seconds."""
+    def evaluate(model: models.LanguageModel) -> dict[str, float]:
         began = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self._schedule()
-        x, y = data.random_batch(
-            self.corpus.train, self.settings.batch, self.settings.context, self.generator
-        )
-        loss = _losses(self.model, x, y, self.settings.device).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DemoError(f"the loss is {value} at step {self.step}; try a larger --ridge")
-        return value, time.perf_counter() - began
+        loss = validation_losses(model, settings, corpus).mean().item()
+        return {"validation_loss": loss, "evaluation_seconds": time.perf_counter() - began}
 
-    def _schedule(self) -> float:
-        """Share of the learning rate: a linear rise, then a cosine down to a tenth."""
-        steps = self.settings.steps or TIMED_STEPS
-        rise = min(1.0, (self.step + 1) / min(WARMUP_STEPS, steps))
-        return rise * (0.55 + 0.45 * math.cos(math.pi * self.step / steps))
-
-    def save(self, folder: Path) -> None:
-        models.save_training_state(folder, self.model, self.optimizer, self.step, generator=self.generator)
-
-    def restore(self, folder: Path) -> Progress:
-        if not (folder / "training.pt").exists():
-            return Progress()
-        stored = read_json(folder / "progress.json") or {}
-        try:
-            self.step = models.load_training_state(
-                folder, self.model, self.optimizer, generator=self.generator
-            )
-        except ValueError as error:
-            raise DemoError(f"{error}; or start anew with --fresh") from error
-        return Progress(**stored).cut(self.step)
+    every = math.ceil(settings.steps / evaluations)
+    config = training.TrainerConfig(
+        steps=settings.steps,
+        seed=settings.seed,
+        optimizer=training.OptimizerConfig("adamw", settings.learning_rate, weight_decay=0.1),
+        schedule=training.ScheduleConfig("cosine", warmup_steps=min(WARMUP_STEPS, settings.steps)),
+        log_every=1,  # Ctrl-C stops after a step
+        evaluate_every=every,
+        checkpoint_every=every,
+    )
+    return training.Trainer(
+        model,
+        lambda model, batch: _losses(model, *batch).mean(),
+        batch,
+        config,
+        folder,
+        evaluate=evaluate,
+        world=training.World.join(device=next(model.parameters()).device),  # "cuda" has become "cuda:0"
+        progress=False,
+        on_log=on_log,
+    )
 
 
-def _losses(model: models.LanguageModel, x: Tensor, y: Tensor, device: str) -> Tensor:
+def _losses(model: models.LanguageModel, x: Tensor, y: Tensor) -> Tensor:
     """Mean loss of every row, ``[batch]``."""
-    logits = model(x.to(device))
-    return F.cross_entropy(logits.transpose(1, 2), y.to(device), reduction="none").mean(1)
+    return F.cross_entropy(model(x).transpose(1, 2), y, reduction="none").mean(1)
 
 
 @torch.no_grad()
 def validation_losses(model: models.LanguageModel, settings: Settings, corpus: Corpus) -> Tensor:
     """Loss of every validation window, on the CPU."""
     batches = data.validation_batches(corpus.validation, settings.batch, settings.context)
-    return torch.cat([_losses(model, x, y, settings.device).cpu() for x, y in batches])
+    return torch.cat([_losses(model, *(t.to(settings.device) for t in batch)).cpu() for batch in batches])
 
 
 def steps_in(minutes: float, settings: Settings, corpus: Corpus) -> int:
@@ -159,17 +148,19 @@ def steps_in(minutes: float, settings: Settings, corpus: Corpus) -> int:
     Raises:
         DemoError: hardly any.
     """
-    seconds = 0.0
+    began = time.perf_counter()
+    seconds = evaluation = 0.0
     for mixer in MIXERS:
-        run = _Run(mixer, settings, corpus)
-        seconds += statistics.median([run.train_step()[1] for _ in range(1 + TIMED_STEPS)][1:])
-    # A window of an evaluation costs about a third of one in training: it has no backward pass.
-    evaluations = EVALUATIONS * data.VALIDATION_WINDOWS / settings.batch / 3
-    steps = int(minutes * 60 / seconds - evaluations - TIMED_STEPS)
+        with tempfile.TemporaryDirectory() as folder:
+            short = replace(settings, steps=1 + TIMED_STEPS)
+            curves = train(mixer, short, corpus, Path(folder), evaluations=1)
+        seconds += statistics.median(curves.step_seconds[1:])  # the first one loads the kernels
+        evaluation += curves.evaluation_seconds
+    other = time.perf_counter() - began + EVALUATIONS * evaluation
+    steps = int((minutes * 60 - other) / seconds)
     if steps < EVALUATIONS:
         raise DemoError(
-            f"{minutes:g} minutes are too short: a step of both mixers takes {seconds:.2f} s here, and "
-            f"evaluations as long as {evaluations:.0f} steps; allow "
-            f"{(evaluations + 20) * seconds / 60 + 0.1:.1f} minutes"
+            f"{minutes:g} minutes are too short: a step of both mixers takes {seconds:.2f} s here, timing "
+            f"and evaluations {other:.0f} s; allow {(other + 20 * seconds) / 60 + 0.1:.1f} minutes"
         )
     return steps

@@ -2,7 +2,7 @@
 
 from flashlla.nn.attention import LocalLinearAttention, ParallaxAttention, SoftmaxAttention
 from flashlla.nn.cache import Cache, GrowingKVCache, KVCache, PagedKVCache, PageTable, SlidingKVCache
-from flashlla.nn.multihead import MultiheadAttention
+from flashlla.nn.multihead import MultiheadAttention, ParallaxMultiheadAttention
 
 __all__ = [
     "Cache",
@@ -13,6 +13,7 @@ __all__ = [
     "PageTable",
     "PagedKVCache",
     "ParallaxAttention",
+    "ParallaxMultiheadAttention",
     "SlidingKVCache",
     "SoftmaxAttention",
 ]

@@ -1,4 +1,4 @@
-"""A drop-in for ``torch.nn.MultiheadAttention`` that computes local linear attention."""
+"""Drop-ins for ``torch.nn.MultiheadAttention`` that compute local linear attention, and Parallax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashlla.functional import lla_attention, lla_attention_varlen
+from flashlla import _validation, functional
 from flashlla.nn.checks import check_backend, check_solver
 from flashlla.nn.per_head import Gate, Ridge
 
@@ -20,24 +20,13 @@ class _Packed(NamedTuple):
     cu_seqlens: Tensor  # [batch + 1]
 
 
-class MultiheadAttention(nn.MultiheadAttention):
-    """Local linear attention (arXiv 2510.01450) behind the interface of :class:`torch.nn.MultiheadAttention`.
+class _MultiheadAttention(nn.MultiheadAttention):
+    """Everything but the attention itself: a subclass names two functions, dense and packed.
 
-    Constructor arguments, initialisation and state dict are torch's, so weights load in both directions; with
-    a large ridge the outputs are torch's too. A learned ridge or gate adds the keys ``ridge.raw`` and
-    ``gate.raw``.
-
-    Args:
-        embed_dim, num_heads, bias, kdim, vdim, batch_first, device, dtype: as in torch.
-        dropout: must be 0; add_bias_kv, add_zero_attn: must be False.
-        ridge: a fixed float, or ``"learned"``, one per head, from ``ridge_init``.
-        gate: share of the linear correction: None (all), a float, or ``"learned"`` from ``gate_init``.
-        solver, rtol, max_iters, backend: as in :func:`flashlla.lla_attention`.
-
-    Raises:
-        NotImplementedError: dropout, add_bias_kv or add_zero_attn.
-        ValueError, TypeError: sizes or options that do not fit together.
+    It may add queries that stand behind q (``_more_queries``) and keyword options (``_options``).
     """
+
+    _dense = _varlen = None
 
     def __init__(
         self,
@@ -53,13 +42,6 @@ class MultiheadAttention(nn.MultiheadAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        ridge: str | float = 1.0,
-        ridge_init: float = 1.0,
-        gate: str | float | None = None,
-        gate_init: float = 1.0,
-        solver: str = "auto",
-        rtol: float | None = None,
-        max_iters: int | None = None,
         backend: str = "auto",
     ):
         if dropout:
@@ -73,7 +55,11 @@ class MultiheadAttention(nn.MultiheadAttention):
                 )
         if num_heads > 0 and embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is no multiple of num_heads={num_heads}")
-        check_solver(solver, rtol, max_iters)
+        if num_heads > 0 and embed_dim // num_heads > _validation.MAX_HEAD_DIM:
+            raise ValueError(
+                f"embed_dim / num_heads = {embed_dim // num_heads} is above the limit of "
+                f"{_validation.MAX_HEAD_DIM}; use more heads"
+            )
         check_backend(backend)
         super().__init__(
             embed_dim,
@@ -85,9 +71,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             device=device,
             dtype=dtype,
         )
-        self.ridge = Ridge(ridge, ridge_init, num_heads, device, dtype)
-        self.gate = Gate(gate, gate_init, num_heads, device, dtype)
-        self.options = {"solver": solver, "rtol": rtol, "max_iters": max_iters, "backend": backend}
+        self.backend = backend
 
     def _reset_parameters(self) -> None:
         self._qkv_same_embed_dim = self.in_proj_weight is not None
@@ -144,10 +128,11 @@ class MultiheadAttention(nn.MultiheadAttention):
                 "use flashlla.lla_attention_varlen"
             )
         q, k, v = self._project(query, key, value, self_attention)
+        queries, options = (q, *self._more_queries(query)), {"backend": self.backend, **self._options()}
         if valid is None:
-            out = lla_attention(q, k[:, :visible], v[:, :visible], causal=causal, **self._lla_options())
+            out = self._dense(*queries, k[:, :visible], v[:, :visible], causal=causal, **options)
         else:
-            out = self._attend_valid(q, k, v, valid, causal)
+            out = self._attend_valid(queries, k, v, valid, causal, options)
         out = self.out_proj(out.flatten(-2))
         if unbatched:
             return out[0], None
@@ -165,26 +150,29 @@ class MultiheadAttention(nn.MultiheadAttention):
             projected = map(F.linear, (query, key, value), weights, biases)
         return tuple(t.unflatten(-1, (self.num_heads, self.head_dim)) for t in projected)
 
-    def _attend_valid(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor, causal: bool) -> Tensor:
+    def _attend_valid(self, queries, k: Tensor, v: Tensor, valid: Tensor, causal: bool, options) -> Tensor:
         """Attention to the valid keys only, packed; causal queries are packed like the keys."""
-        keys = _Packed(valid, F.pad(valid.sum(1).cumsum(0), (1, 0)))
+        q, keys = queries[0], _Packed(valid, F.pad(valid.sum(1).cumsum(0), (1, 0)))
         everything = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
         rows = keys if causal else _Packed(everything, F.pad(everything.sum(1).cumsum(0), (1, 0)))
-        packed = lla_attention_varlen(
-            q[rows.rows],
+        packed = self._varlen(
+            *(t[rows.rows] for t in queries),
             k[keys.rows],
             v[keys.rows],
             rows.cu_seqlens,
             cu_seqlens_k=keys.cu_seqlens,
             causal=causal,
-            **self._lla_options(),
+            **options,
         )
         out = packed.new_zeros(*q.shape[:3], self.head_dim)
         out[rows.rows] = packed
         return out
 
-    def _lla_options(self) -> dict:
-        return {"ridge": self.ridge(), "gate": self.gate(), **self.options}
+    def _more_queries(self, query: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def _options(self) -> dict:
+        return {}
 
     def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Types and shapes; True if the input is unbatched."""
@@ -212,6 +200,101 @@ class MultiheadAttention(nn.MultiheadAttention):
                 f"(batch_first={self.batch_first}); they must be equal"
             )
         return query.dim() == 2
+
+
+class MultiheadAttention(_MultiheadAttention):
+    """Local linear attention (arXiv 2510.01450) behind the interface of :class:`torch.nn.MultiheadAttention`.
+
+    Constructor arguments, initialisation and state dict are torch's, so weights load in both directions; with
+    a large ridge, or a gate of 0, the outputs are torch's too. A learned ridge or gate adds the keys
+    ``ridge.raw`` and ``gate.raw``.
+
+    Args:
+        embed_dim, num_heads, bias, kdim, vdim, batch_first, device, dtype: as in torch.
+        dropout: must be 0; add_bias_kv, add_zero_attn: must be False.
+        ridge: a fixed float, or ``"learned"``, one per head, from ``ridge_init``.
+        gate: share of the linear correction: None (all), a float, or ``"learned"`` from ``gate_init``.
+        solver, rtol, max_iters, backend: as in :func:`flashlla.lla_attention`.
+
+    Raises:
+        NotImplementedError: dropout, add_bias_kv or add_zero_attn.
+        ValueError, TypeError: sizes or options that do not fit together.
+    """
+
+    _dense = staticmethod(functional.lla_attention)
+    _varlen = staticmethod(functional.lla_attention_varlen)
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *common,
+        ridge: str | float = 1.0,
+        ridge_init: float = 1.0,
+        gate: str | float | None = None,
+        gate_init: float = 1.0,
+        solver: str = "auto",
+        rtol: float | None = None,
+        max_iters: int | None = None,
+        **more_common,
+    ):
+        check_solver(solver, rtol, max_iters)
+        super().__init__(embed_dim, num_heads, *common, **more_common)
+        factory = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
+        self.ridge = Ridge(ridge, ridge_init, num_heads, **factory)
+        self.gate = Gate(gate, gate_init, num_heads, **factory)
+        self.solver, self.rtol, self.max_iters = solver, rtol, max_iters
+
+    def _options(self) -> dict:
+        return {
+            "ridge": self.ridge(),
+            "gate": self.gate(),
+            "solver": self.solver,
+            "rtol": self.rtol,
+            "max_iters": self.max_iters,
+        }
+
+
+class ParallaxMultiheadAttention(_MultiheadAttention):
+    """Parallax attention (arXiv 2605.29157) behind the interface of :class:`torch.nn.MultiheadAttention`.
+
+    The probe is projected from the query: ``r = r_scale * r_proj(query)``. The scale, one per head, starts at
+    0, so that the module starts as torch's, with a gradient. A state dict has the keys of torch's, and those
+    of ``r_proj``, ``r_scale`` and a learned gate.
+
+    Args:
+        gate: fixed factor of the correction (None is 1), or ``"learned"`` from ``gate_init``.
+        common: all arguments of :class:`MultiheadAttention` but those of ridge and solver.
+
+    Raises:
+        NotImplementedError: dropout, add_bias_kv or add_zero_attn.
+        ValueError, TypeError: sizes or options that do not fit together.
+    """
+
+    _dense = staticmethod(functional.parallax_attention)
+    _varlen = staticmethod(functional.parallax_attention_varlen)
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *common,
+        gate: str | float | None = None,
+        gate_init: float = 1.0,
+        **more_common,
+    ):
+        super().__init__(embed_dim, num_heads, *common, **more_common)
+        factory = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
+        self.gate = Gate(gate, gate_init, num_heads, **factory)
+        self.r_proj = nn.Linear(embed_dim, embed_dim, bias=self.in_proj_bias is not None, **factory)
+        self.r_scale = nn.Parameter(torch.zeros(num_heads, **factory))
+
+    def _more_queries(self, query: Tensor) -> tuple[Tensor, ...]:
+        r = self.r_proj(query).unflatten(-1, (self.num_heads, self.head_dim))
+        return ((r * self.r_scale[:, None]).to(r.dtype),)  # autocast lowers r and not its scale
+
+    def _options(self) -> dict:
+        return {"gate": self.gate()}
 
 
 def _valid_keys(mask: Tensor | None, batch: int, kv_len: int) -> Tensor | None:

@@ -34,10 +34,13 @@ from .linear_attention import LinearAttention
 from .mamba2 import Mamba2
 from .mesanet import MesaNet
 
+ATTENTION_LAYERS: dict[str, type[nn.Module]] = {
+    "lla": LocalLinearAttention,
+    "parallax": ParallaxAttention,
+    "softmax": SoftmaxAttention,
+}
 ATTENTION_MIXERS: dict[str, Callable[..., nn.Module]] = {  # their state is a key/value cache of any kind
-    "lla": partial(AttentionMixer, LocalLinearAttention),
-    "parallax": partial(AttentionMixer, ParallaxAttention),
-    "softmax": partial(AttentionMixer, SoftmaxAttention),
+    name: partial(AttentionMixer, layer) for name, layer in ATTENTION_LAYERS.items()
 }
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     **ATTENTION_MIXERS,
@@ -64,6 +67,7 @@ def build_mixer(name: str, dim: int, heads: int, kv_heads: int | None = None, **
 
 
 __all__ = [
+    "ATTENTION_LAYERS",
     "ATTENTION_MIXERS",
     "MIXERS",
     "AttentionMixer",

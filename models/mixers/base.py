@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flashlla._backends import Choice
 from flashlla.nn import PageTable
 from flashlla.nn.cache import KINDS
 from flashlla.nn.cache.base import on_device
 from flashlla.nn.checks import check_sizes
 
+from . import forms
 from .state import MixerState
-
-FORMS = ("chunked", "recurrent")
 
 
 class RecurrentMixer(nn.Module):
@@ -28,23 +28,26 @@ class RecurrentMixer(nn.Module):
 
     A subclass has an ``out_proj``, names the sizes of its state (``_sizes``), and mixes (``_mix``) in float32
     or better. It does so in two forms: ``"recurrent"``, one position after the other, is the specification,
-    and ``"chunked"`` computes the same with matrix products.
+    and ``"chunked"`` computes the same with matrix products. Most have a third, ``"fla"``: the kernels of
+    flash-linear-attention, on a GPU and with products in half precision.
 
     Args:
-        form: ``"chunked"`` or ``"recurrent"``. One position alone always takes the recurrence.
-        chunk_size: positions of a chunk.
+        form: ``"chunked"``, ``"recurrent"``, ``"fla"``, which is taken or refused, or ``"auto"``: fla where
+            it can be taken, chunked elsewhere. One position alone always takes the recurrence.
+        chunk_size: positions of a chunk; those of fla are its own.
 
     Raises:
         TypeError, ValueError: an unknown form, or a chunk_size that is no int of at least 1.
     """
 
     out_proj: nn.Linear
+    _decays = False  # by one number for all entries of a key, which matters to the choice of the form
 
     def __init__(self, dim: int, form: str, chunk_size: int):
         super().__init__()
         check_sizes(dim=dim, chunk_size=chunk_size)
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is unknown; choose one of {', '.join(FORMS)}")
+        if form not in forms.FORMS:
+            raise ValueError(f"form={form!r} is unknown; choose one of {', '.join(forms.FORMS)}")
         self.dim, self.form, self.chunk_size = dim, form, chunk_size
 
     def forward(self, x: Tensor, state: Any = None, lengths: Sequence[int] | None = None) -> Tensor:
@@ -52,7 +55,7 @@ class RecurrentMixer(nn.Module):
 
         Raises:
             TypeError, ValueError: wrong types or shapes, a state of another mixer, lengths without a state.
-            NotImplementedError: a gradient through a state.
+            NotImplementedError: a gradient through a state, or ``form="fla"`` where it cannot be taken.
         """
         self._check(x, state, lengths)
         if state is not None:
@@ -92,6 +95,18 @@ class RecurrentMixer(nn.Module):
     def scale_output(self, factor: float) -> None:
         self.out_proj.weight.mul_(factor)
 
+    def choose_form(self, device: torch.device | str, dtype: torch.dtype) -> Choice:
+        """The form that several positions at once take, and the reason in words.
+
+        Args:
+            device: where they are.
+            dtype: in what they are projected, the dtype of autocast or of the weights.
+
+        Raises:
+            NotImplementedError: the form is ``"fla"`` and cannot be taken.
+        """
+        return forms.choose(self.form, torch.device(device).type, dtype, self._not_by_fla(), self._decays)
+
     def _sizes(self) -> dict[str, tuple[int, ...]]:
         """Shape of the tensors of the state for one sequence."""
         raise NotImplementedError
@@ -100,6 +115,10 @@ class RecurrentMixer(nn.Module):
         """What goes into ``out_proj``, and the tensors of the state behind x; ``state`` stays as it is."""
         raise NotImplementedError
 
+    def _not_by_fla(self) -> str | None:
+        """Why flash-linear-attention does not take a mixer with these options, or None if it does."""
+        return f"flash-linear-attention has no kernels for {type(self).__name__}"
+
     def _state(self, batch: int, capacity: int, device: Any) -> MixerState:
         return MixerState(self._sizes(), batch, device, self._precision())
 
@@ -107,12 +126,30 @@ class RecurrentMixer(nn.Module):
         """The dtype to compute in: float32, or float64 for weights in float64."""
         return torch.promote_types(self.out_proj.weight.dtype, torch.float32)
 
-    def _run(self, recurrent: Callable, chunked: Callable, *operands: Tensor) -> tuple[Tensor, ...]:
-        """One of the two forms, out of the reach of autocast. The first operand has the positions."""
-        with torch.autocast(operands[0].device.type, enabled=False):
-            if self.form == "recurrent" or operands[0].shape[-2] == 1:
+    def _products(self, device_type: str) -> torch.dtype:
+        """The dtype that queries, keys and values were projected in: that of autocast, or of the weights."""
+        dtype = self.out_proj.weight.dtype
+        if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+            return torch.get_autocast_dtype(device_type)
+        return dtype
+
+    def _run(
+        self, recurrent: Callable, chunked: Callable, by_fla: Callable, *operands: Tensor
+    ) -> tuple[Tensor, ...]:
+        """One of the three forms, out of the reach of autocast. The first operand has the positions."""
+        device_type = operands[0].device.type
+        dtype = self._products(device_type)
+        form = "recurrent"
+        if operands[0].shape[-2] > 1:
+            form = forms.choose_name(self.form, device_type, dtype, self._not_by_fla(), self._decays)
+        with torch.autocast(device_type, enabled=False):
+            if form == "recurrent":
                 return recurrent(*operands)
-            return chunked(*operands, chunk_size=self.chunk_size)
+            if form == "fla":
+                return by_fla(*operands, dtype=dtype)
+            # A short sequence is one short chunk, its size a power of 2 as some of the forms need it.
+            size = min(self.chunk_size, 1 << (operands[0].shape[-2] - 1).bit_length())
+            return chunked(*operands, chunk_size=size)
 
     def _check(self, x: Tensor, state: Any, lengths: Sequence[int] | None) -> None:
         if not isinstance(x, Tensor):

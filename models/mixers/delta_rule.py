@@ -8,7 +8,7 @@ With ``S`` the state in front of a chunk, ``d_i`` what is left of it at i, and `
     u_i + beta_i sum_{j<i} d_ij (k_i . k_j) u_j = beta_i (v_i - d_i S^T k_i),
 
 a unit lower triangular system: its solutions for the two right-hand sides are the WY representation of
-arXiv 2406.06484 (section 3), and with decays that of arXiv 2412.06464 (section 3).
+arXiv 2406.06484 (section 3), and with decays that of arXiv 2412.06464 (section 3.2).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import delta_rule
+from . import delta_rule, fla, forms
 from .base import RecurrentMixer, by_head, from_heads, head_sizes, unit, without_padding
 from .gated_norm import GatedRMSNorm
 from .projections import QKVProjection
@@ -28,6 +28,8 @@ class DeltaNet(RecurrentMixer):
         TypeError, ValueError: sizes or options that do not fit together.
     """
 
+    _by_fla = staticmethod(fla.deltanet)
+
     def __init__(
         self,
         dim: int,
@@ -39,7 +41,7 @@ class DeltaNet(RecurrentMixer):
         short_conv: int | None = 4,
         negative_eigenvalues: bool = False,
         chunk_size: int = 64,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):
@@ -58,6 +60,9 @@ class DeltaNet(RecurrentMixer):
         kv_heads, head_dim, value_dim = self.sizes
         return {"memory": (kv_heads, 1, head_dim, value_dim), **self.qkv.state_sizes()}
 
+    def _not_by_fla(self) -> str | None:
+        return forms.sizes_rejection(*self.sizes[1:])
+
     def _mix(self, x: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, tensors = self.qkv(x, state.tensors, counts, self._precision())
         beta = by_head(self.beta_proj(x).to(q.dtype), self.sizes[0]).sigmoid()
@@ -66,6 +71,7 @@ class DeltaNet(RecurrentMixer):
         out, tensors["memory"] = self._run(
             delta_rule.recurrent,
             delta_rule.chunked,
+            self._by_fla,
             *(unit(q), unit(k), v, beta, log_decay, state.tensors["memory"]),
         )
         return self.norm(from_heads(out), self._gate(x)).flatten(2), tensors

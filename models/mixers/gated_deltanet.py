@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from . import fla
 from .base import by_head
 from .decay import Decay
 from .deltanet import DeltaNet
 
 
 class GatedDeltaNet(DeltaNet):
-    """Gated DeltaNet (arXiv 2412.06464, equation 10).
+    """Gated DeltaNet (arXiv 2412.06464v3, equation 10).
 
     ``S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T``, ``o_t = S_t^T q_t``: DeltaNet with the decay of
     Mamba-2, ``a_t = exp(-exp(A_log) softplus(w x_t + dt_bias))``, a number a head; outputs are gated behind
@@ -23,6 +24,8 @@ class GatedDeltaNet(DeltaNet):
     Raises:
         TypeError, ValueError: sizes or options that do not fit together.
     """
+
+    _by_fla, _decays = staticmethod(fla.gated_deltanet), True
 
     def __init__(
         self, dim: int, heads: int, kv_heads: int | None = None, *, output_gate: bool = True, **options

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from flashlla.nn.checks import check_sizes
 
-from . import linear_recurrence
+from . import fla, forms, linear_recurrence
 from .base import RecurrentMixer, by_head, from_heads, head_sizes, without_padding
 from .gated_norm import GatedRMSNorm
 from .projections import QKVProjection
@@ -15,7 +15,7 @@ from .state import MixerState
 
 
 class GatedLinearAttention(RecurrentMixer):
-    """Gated linear attention, GLA (arXiv 2312.06635, section 4).
+    """Gated linear attention, GLA (arXiv 2312.06635, sections 4.1 and 4.4).
 
     ``S_t = Diag(a_t) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``, a decay for every entry of the keys:
     ``a_t = sigmoid(W_2 W_1 x_t + b) ** (1 / 16)``, with a narrow layer between. Each head's output is
@@ -23,7 +23,7 @@ class GatedLinearAttention(RecurrentMixer):
 
     The norm is an RMS norm where the paper has a LayerNorm. The paper halves the keys, which is
     ``head_dim = dim / (2 heads)``, ``value_dim = dim / heads``. Instead of the
-    paper's secondary chunks, blocks of growing size meet within a chunk; see
+    paper's secondary chunks (section 4.3), blocks of growing size meet within a chunk; see
     :func:`flashlla.models.mixers.linear_recurrence.decayed_scores`.
 
     Args:
@@ -47,7 +47,7 @@ class GatedLinearAttention(RecurrentMixer):
         gate_rank: int = 16,
         gate_power: float = 16.0,
         chunk_size: int = 64,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):
@@ -73,6 +73,9 @@ class GatedLinearAttention(RecurrentMixer):
         kv_heads, head_dim, value_dim = self.sizes
         return {"memory": (kv_heads, 1, head_dim, value_dim), **self.qkv.state_sizes()}
 
+    def _not_by_fla(self) -> str | None:
+        return forms.sizes_rejection(*self.sizes[1:])
+
     def _mix(self, x: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         kv_heads, head_dim, value_dim = self.sizes
         q, k, v, tensors = self.qkv(x, state.tensors, counts, self._precision())
@@ -81,6 +84,7 @@ class GatedLinearAttention(RecurrentMixer):
         out, tensors["memory"] = self._run(
             linear_recurrence.recurrent,
             linear_recurrence.chunked,
+            fla.gla,
             *(q * head_dim**-0.5, k, v, log_decay, state.tensors["memory"]),
         )
         gate = self.gate_proj(x).unflatten(-1, (-1, value_dim))

@@ -62,7 +62,7 @@ class Hyena(RecurrentMixer):
         filter_length: int = 1024,
         short_conv: int | None = 3,
         chunk_size: int = 32,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import linear_recurrence
+from . import fla, forms, linear_recurrence
 from .base import RecurrentMixer, from_heads, head_sizes, without_padding
 from .projections import QKVProjection
 from .state import MixerState
 
 
 class LinearAttention(RecurrentMixer):
-    """Linear attention (arXiv 2006.16236, equations 16 to 20).
+    """Linear attention (arXiv 2006.16236, equations 16 to 20 of section 3.4).
 
     ``S_t = S_{t-1} + f(k_t) v_t^T``, ``z_t = z_{t-1} + f(k_t)``, ``o_t = S_t^T f(q_t) / (z_t . f(q_t))`` with
     ``f(x) = elu(x) + 1``. The sum z is a column of S here: every value is one entry longer, which is 1.
@@ -40,7 +40,7 @@ class LinearAttention(RecurrentMixer):
         value_dim: int | None = None,
         short_conv: int | None = None,
         chunk_size: int = 64,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):
@@ -54,6 +54,9 @@ class LinearAttention(RecurrentMixer):
         kv_heads, head_dim, value_dim = self.sizes
         return {"memory": (kv_heads, 1, head_dim, value_dim + 1), **self.qkv.state_sizes()}
 
+    def _not_by_fla(self) -> str | None:
+        return forms.sizes_rejection(self.sizes[1], 2)  # values of any size
+
     def _mix(self, x: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v, tensors = self.qkv(x, state.tensors, counts, self._precision())
         (k,) = without_padding(counts, _feature(k))
@@ -62,6 +65,7 @@ class LinearAttention(RecurrentMixer):
         out, tensors["memory"] = self._run(
             linear_recurrence.recurrent,
             linear_recurrence.chunked,
+            fla.linear_attention,
             *(_feature(q), k, v, no_decay, state.tensors["memory"]),
         )
         total = out[..., -1:].clamp(min=torch.finfo(out.dtype).tiny)

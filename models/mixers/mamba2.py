@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flashlla.nn.checks import check_sizes
 
-from . import linear_recurrence
+from . import fla, forms, linear_recurrence
 from .base import RecurrentMixer, by_head, from_heads, without_padding
 from .decay import Decay
 from .gated_norm import GatedRMSNorm
@@ -39,6 +39,8 @@ class Mamba2(RecurrentMixer):
         TypeError, ValueError: sizes or options that do not fit together.
     """
 
+    _decays = True
+
     def __init__(
         self,
         dim: int,
@@ -50,7 +52,7 @@ class Mamba2(RecurrentMixer):
         groups: int = 1,
         short_conv: int | None = 4,
         chunk_size: int = 64,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):
@@ -89,6 +91,9 @@ class Mamba2(RecurrentMixer):
         conv = {} if self.conv is None else {"conv": (self.conv.width - 1, sum(self.parts))}
         return {"memory": memory, **conv}
 
+    def _not_by_fla(self) -> str | None:
+        return forms.sizes_rejection(self.state_dim, self.head_dim)
+
     def _mix(self, x: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         projected = self.in_proj(x).to(self._precision())
         z, mixed, dt = projected.split([self.parts[0], sum(self.parts), self.heads], -1)
@@ -103,6 +108,7 @@ class Mamba2(RecurrentMixer):
         y, tensors["memory"] = self._run(
             linear_recurrence.recurrent,
             linear_recurrence.chunked,
+            fla.mamba2,
             *(q, k, step * value, log_decay, state.tensors["memory"]),
         )
         y = from_heads(y) + self.D.to(y.dtype)[:, None] * from_heads(value)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flashlla.nn.checks import check_sizes
 from flashlla.ops.solver import conjugate_gradients
 
+from . import fla, forms
 from .base import RecurrentMixer, by_head, from_heads, head_sizes, unit, without_padding
 from .chunking import decays_between, decays_from_start, decays_to_end, from_chunks, to_chunks
 from .gated_norm import GatedRMSNorm
@@ -63,7 +64,7 @@ class MesaNet(RecurrentMixer):
         rtol: float | None = None,
         output_gate: bool = False,
         chunk_size: int = 64,
-        form: str = "chunked",
+        form: str = "auto",
         device=None,
         dtype=None,
     ):
@@ -92,6 +93,14 @@ class MesaNet(RecurrentMixer):
         gram, memory = (kv_heads, 1, head_dim, head_dim), (kv_heads, 1, head_dim, value_dim)
         return {"gram": gram, "memory": memory, **self.qkv.state_sizes()}
 
+    def _not_by_fla(self) -> str | None:
+        _, head_dim, value_dim = self.sizes
+        if head_dim != value_dim:
+            return f"flash-linear-attention takes MesaNet with value_dim={head_dim}, not {value_dim}"
+        if self.rtol is not None:
+            return f"flash-linear-attention solves MesaNet to no set residual: rtol={self.rtol} must be None"
+        return forms.sizes_rejection(head_dim, value_dim, most=128)
+
     def _mix(self, x: Tensor, state: MixerState, counts: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         kv_heads, _, value_dim = self.sizes
         q, k, v, tensors = self.qkv(x, state.tensors, counts, self._precision())
@@ -103,6 +112,7 @@ class MesaNet(RecurrentMixer):
         out, tensors["gram"], tensors["memory"] = self._run(
             recurrent,
             partial(chunked, rtol=rtol, max_iters=self.max_iters),
+            partial(fla.mesanet, max_iters=self.max_iters),
             *(unit(q), unit(k), v, beta, log_decay, ridge, state.tensors["gram"], state.tensors["memory"]),
         )
         gate = None if self.gate_proj is None else self.gate_proj(x).unflatten(-1, (-1, value_dim))

@@ -57,6 +57,8 @@ class Trainer:
         world: the processes; None is those that ``torchrun`` has started, data parallel.
         tensorboard: log there too.
         progress: a bar on a terminal.
+        on_log: ``on_log(records)``, called in the first process with lines of ``metrics.jsonl`` once they are
+            written: a list of dicts, those of the steps since the last reading, or that of an evaluation.
 
     Raises:
         TypeError, ValueError: a configuration that does not fit the model or the processes.
@@ -75,6 +77,7 @@ class Trainer:
         world: World | None = None,
         tensorboard: bool = False,
         progress: bool = True,
+        on_log: Callable[[list[dict[str, Any]]], None] = lambda records: None,
     ):
         world = World.join() if world is None else world
         data, stray = world.size_of("data"), [p for p in model.parameters() if p.device != world.device]
@@ -88,7 +91,8 @@ class Trainer:
                 f"the model is on {stray[0].device}, this process works on {world.device}; move it"
             )
         self.config, self.world, self.folder = config, world, Path(folder)
-        self.loss, self.batch, self.evaluate, self.progress = loss, batch, evaluate, progress
+        self.loss, self.batch, self.evaluate = loss, batch, evaluate
+        self.progress, self.on_log = progress, on_log
         self.step = 0
         self._model = model
         self.model = distribute(model, world)
@@ -240,6 +244,7 @@ class Trainer:
     def _write(self, records: list[dict[str, Any]]) -> None:
         if self._log is not None and records:
             self._log.append(records)
+            self.on_log(records)
 
     # ---- what is kept -------------------------------------------------------------------------------
 

@@ -1,12 +1,16 @@
 """Every Python block of the README and of docs/ runs; commands, links and make targets in them exist."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from flashlla import cli
+from flashlla import cli, models
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,8 +41,29 @@ def test_shell_block_names_what_exists(script):
             assert {a for a in arguments if "=" not in a} <= targets, line
         elif command == "flashlla":
             cli._parser().parse_args(arguments)  # exits if the command or an option is unknown
+        elif command == "torchrun":
+            assert arguments == ["--nproc-per-node=2", "train.py"], line  # run below
         else:
             assert (command, arguments[0]) == ("pip", "install"), line
+
+
+def test_the_example_for_two_processes_gives_what_one_process_gives(tmp_path):
+    page = (ROOT / "docs" / "examples.md").read_text()
+    code, command = re.search(
+        r"^```python\n((?:(?!```).)*?)^```\n+```shell\n(torchrun .*?)\n```", page, re.MULTILINE | re.DOTALL
+    ).groups()
+    weights = {}
+    for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", *shlex.split(command)[1:-1]])):
+        (folder := tmp_path / name).mkdir()
+        (folder / "train.py").write_text(code)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_STANDALONE": "1"}  # its own port
+        run = subprocess.run(
+            [sys.executable, *start, "train.py"], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        weights[name] = models.load_model(folder / "run" / "model").state_dict()
+    for name, t in weights["one"].items():
+        torch.testing.assert_close(weights["two"][name], t, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

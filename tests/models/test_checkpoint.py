@@ -1,4 +1,4 @@
-"""Checkpoints: what is loaded is what was saved, and an interrupted save destroys nothing."""
+"""Models on disk: what is loaded is what was saved, and an interrupted save destroys nothing."""
 
 import builtins
 import json
@@ -6,28 +6,11 @@ import os
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from flashlla import models
+from flashlla.models import diffusion
 
 pytest.importorskip("safetensors")
-
-
-def train(model, optimizer, generator, steps):
-    losses = []
-    for _ in range(steps):
-        tokens = torch.randint(0, 32, (2, 9), generator=generator)
-        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item() + torch.rand(()).item())  # the global random state counts too
-    return losses
-
-
-def new_run(make_model):
-    model = make_model()
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(4)
 
 
 @pytest.mark.parametrize("mixer", sorted(models.mixers.ATTENTION_MIXERS))
@@ -43,23 +26,31 @@ def test_model_round_trip(mixer, tie_embeddings, dtype, make_model, tokens, tmp_
     assert json.loads((tmp_path / "new" / "folder" / "config.json").read_text()) == model.config.to_dict()
 
 
-def test_a_resumed_run_is_the_same_run(make_model, tmp_path):
-    model, optimizer, generator = new_run(make_model)
-    train(model, optimizer, generator, 4)
-    models.save_training_state(tmp_path, model, optimizer, 4, generator=generator)
-    expected = train(model, optimizer, generator, 4)
-
-    model, optimizer, generator = new_run(make_model)
-    torch.manual_seed(99)
-    assert models.load_training_state(tmp_path, model, optimizer, generator=generator) == 4
-    assert train(model, optimizer, generator, 4) == expected
+@pytest.mark.parametrize(
+    "model",
+    (
+        lambda sizes: models.Encoder(models.EncoderConfig(vocab_size=9, outputs=3, **sizes)),
+        lambda sizes: models.PolicyModel(models.PolicyConfig(vocab_size=9, actions=3, **sizes)),
+        lambda sizes: diffusion.TrajectoryTransformer(diffusion.TrajectoryConfig(channels=2, **sizes)),
+        lambda sizes: diffusion.VideoTransformer(diffusion.VideoConfig(channels=2, **sizes)),
+    ),
+    ids=("encoder", "policy", "trajectory", "video"),
+)
+def test_every_kind_of_model_comes_back_as_what_it_was(model, tmp_path):
+    model = model({"dim": 24, "depth": 2, "heads": 4, "mixer": ("lla", "gla")})
+    models.save_model(model, tmp_path)
+    loaded = models.load_model(tmp_path)
+    assert type(loaded) is type(model) and loaded.config == model.config
+    for name, t in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], t)
+    with pytest.raises(TypeError, match=r"model is a Linear; one of flashlla\.LanguageModel, "):
+        models.save_model(torch.nn.Linear(2, 2), tmp_path)
 
 
 @pytest.mark.parametrize("fails", ("replace", "fsync"))
-def test_an_interrupted_save_leaves_the_old_checkpoint(fails, make_model, tokens, tmp_path, monkeypatch):
-    model, optimizer, _ = new_run(make_model)
+def test_an_interrupted_save_leaves_the_old_model(fails, make_model, tokens, tmp_path, monkeypatch):
+    model = make_model()
     models.save_model(model, tmp_path)
-    models.save_training_state(tmp_path, model, optimizer, 1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def interrupt(*_):
@@ -69,42 +60,29 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(fails, make_model, tokens
     monkeypatch.setattr(os, fails, interrupt)
     with pytest.raises(KeyboardInterrupt):
         models.save_model(other, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        models.save_training_state(tmp_path, other, optimizer, 2)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert torch.equal(models.load_model(tmp_path)(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("damage", ("cut", "noise", "empty"))
-@pytest.mark.parametrize("name", ("model.safetensors", "training.pt"))
-def test_a_corrupt_file_is_named(name, damage, make_model, tmp_path):
-    model, optimizer, _ = new_run(make_model)
-    models.save_model(model, tmp_path)
-    models.save_training_state(tmp_path, model, optimizer, 1)
-    path = tmp_path / name
+def test_a_corrupt_file_is_named(damage, make_model, tmp_path):
+    models.save_model(make_model(), tmp_path)
+    path = tmp_path / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "noise": b"\x80\x02noise" * 99, "empty": b""}[damage])
-    with pytest.raises(ValueError, match=f"{name} is corrupt"):
-        models.load_model(tmp_path) if name == "model.safetensors" else models.load_training_state(
-            tmp_path, model, optimizer
-        )
+    with pytest.raises(ValueError, match=r"model\.safetensors is corrupt"):
+        models.load_model(tmp_path)
 
 
-def test_missing_and_foreign_files(make_model, tmp_path):
+def test_missing_and_foreign_files(tmp_path):
     import safetensors.torch
 
-    model, optimizer, _ = new_run(make_model)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
         models.load_model(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"training\.pt does not exist"):
-        models.load_training_state(tmp_path, model, optimizer)
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
-    torch.save({"a": torch.ones(2)}, tmp_path / "training.pt")
     with pytest.raises(ValueError, match="was not written by save_model"):
         models.load_model(tmp_path)
-    with pytest.raises(ValueError, match="was not written by save_training_state"):
-        models.load_training_state(tmp_path, model, optimizer)
 
 
 def test_weights_that_do_not_fit_their_configuration(make_model, tmp_path):
@@ -117,29 +95,6 @@ def test_weights_that_do_not_fit_their_configuration(make_model, tmp_path):
     safetensors.torch.save_file(model.state_dict(), path, metadata)
     with pytest.raises(ValueError, match="does not fit its own configuration"):
         models.load_model(tmp_path)
-
-
-def test_a_state_of_another_run_changes_nothing(make_model, tmp_path):
-    model, optimizer, generator = new_run(make_model)
-    train(model, optimizer, generator, 1)
-    models.save_training_state(tmp_path, model, optimizer, 1, generator=generator)
-    other = make_model(seed=1)
-    before = [p.clone() for p in other.parameters()]
-    groups = [{"params": [p]} for p in other.parameters()]
-    for message, arguments, options in (
-        (
-            "saved with a generator and is loaded without one",
-            (other, torch.optim.AdamW(other.parameters())),
-            {},
-        ),
-        ("another optimiser", (other, torch.optim.AdamW(groups)), {"generator": generator}),
-        ("dim=32 there, 16 here", (make_model(dim=16), optimizer), {"generator": generator}),
-    ):
-        random_state = torch.get_rng_state()
-        with pytest.raises(ValueError, match=message):
-            models.load_training_state(tmp_path, *arguments, **options)
-        assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
 
 
 def test_without_safetensors_the_remedy_is_named(make_model, tmp_path, monkeypatch):

@@ -198,5 +198,7 @@ def test_wrong_mixers():
         models.mixers.build_mixer("lla", 32, 4, causal=False)
     with pytest.raises(TypeError, match="ridge"):
         models.LanguageModel(
-            models.LanguageModelConfig(32, 32, 1, 4, mixer="softmax", mixer_options={"ridge": 1.0})
+            models.LanguageModelConfig(
+                vocab_size=32, dim=32, depth=1, heads=4, mixer="softmax", mixer_options={"ridge": 1.0}
+            )
         )

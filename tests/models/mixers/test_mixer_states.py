@@ -126,7 +126,7 @@ def test_wrong_calls(name, make_mixer, draw):
             "gla",
             {"form": "parallel"},
             ValueError,
-            "form='parallel' is unknown; choose one of chunked, recurrent",
+            "form='parallel' is unknown; choose one of auto, chunked, recurrent, fla",
         ),
         ("deltanet", {"chunk_size": 0}, ValueError, "chunk_size=0 must be at least 1"),
         ("gla", {"chunk_size": 24}, ValueError, "chunk_size=24 must be a power of 2"),

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from flashlla import models
 from flashlla.experiments.demo.data import load_corpus, random_batch
+from flashlla.models import training
 from flashlla.models.mixers import ATTENTION_MIXERS, MIXERS
 
 HYBRID = {
@@ -23,8 +24,8 @@ every_stack = pytest.mark.parametrize("stack", STACKS)
 
 @pytest.fixture
 def build():
-    def make(stack, dtype=None, **changes):
-        torch.manual_seed(0)
+    def make(stack, dtype=None, seed=0, **changes):
+        torch.manual_seed(seed)
         sizes = {"vocab_size": 256, "dim": 32, "heads": 4, **STACKS[stack], **changes}
         return models.LanguageModel(models.LanguageModelConfig(**sizes), dtype=dtype)
 
@@ -67,25 +68,28 @@ def test_a_saved_model_computes_the_same(stack, build, tmp_path):
 
 @every_stack
 def test_a_resumed_run_is_the_same_run(stack, build, tmp_path):
-    def steps(model, optimizer, first, last):
-        losses = []
-        for step in range(first, last):
-            tokens = torch.randint(256, (2, 20), generator=torch.Generator().manual_seed(step))
-            losses.append(loss_of(model, tokens[:, :-1], tokens[:, 1:]))
-            optimizer.zero_grad()
-            losses[-1].backward()
-            optimizer.step()
-        return [loss.item() for loss in losses]
+    def train(folder, stop_after=4, seed=0):
+        def batch(step, rank):
+            tokens = torch.randint(256, (2, 21), generator=training.batch_generator(0, step, rank))
+            return tokens[:, :-1], tokens[:, 1:]
 
-    model = build(stack)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    steps(model, optimizer, 0, 2)
-    models.save_training_state(tmp_path, model, optimizer, 2)
-    expected = steps(model, optimizer, 2, 4)
-    model = build(stack)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first = models.load_training_state(tmp_path, model, optimizer)
-    assert steps(model, optimizer, first, 4) == expected
+        trainer = training.Trainer(
+            build(stack, seed=seed),
+            lambda model, batch: loss_of(model, *batch),
+            batch,
+            training.TrainerConfig(4, log_every=1),
+            tmp_path / folder,
+            progress=False,
+        )
+        assert trainer.fit(should_stop=lambda: trainer.step == stop_after) == (stop_after == 4)
+        records = training.read_metrics(tmp_path / folder / "metrics.jsonl")
+        return trainer.weights(), [record["loss"] for record in records]
+
+    weights, losses = train("whole")
+    train("parts", stop_after=2)
+    resumed, losses_of_parts = train("parts", seed=1)  # the start does not matter
+    assert losses_of_parts == losses
+    assert [name for name in weights if not torch.equal(weights[name], resumed[name])] == []
 
 
 @every_stack
@@ -143,7 +147,7 @@ def test_sliding_windows_beside_states_of_fixed_size(build):
 
 
 def config(**changes):
-    return models.LanguageModelConfig(32, 24, 4, 4, **changes)
+    return models.LanguageModelConfig(vocab_size=32, dim=24, depth=4, heads=4, **changes)
 
 
 def test_a_pattern_is_repeated():

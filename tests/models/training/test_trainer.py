@@ -58,6 +58,24 @@ def test_every_step_is_logged_and_the_loss_falls(tmp_path):
     assert records[0]["learning_rate"] == pytest.approx(1e-2)
 
 
+def test_lines_of_the_log_are_handed_on_when_they_are_written(tmp_path):
+    handed = []
+
+    def on_log(records):
+        handed.append(records)
+        assert training.read_metrics(tmp_path / "metrics.jsonl") == [r for lines in handed for r in lines]
+
+    make_trainer(
+        tmp_path,
+        config=configure(5, log_every=2, evaluate_every=4),
+        evaluate=lambda model: {"validation": 2.5},
+        on_log=on_log,
+    ).fit()
+    kinds = [[(r["step"], "validation" in r) for r in records] for records in handed]
+    of_steps = [[(1, False), (2, False)], [(3, False), (4, False)], [(5, False)]]
+    assert kinds == [*of_steps[:2], [(4, True)], of_steps[2], [(5, True)]]
+
+
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 def test_a_loss_that_is_no_number_stops_the_run(value, tmp_path):
     def broken(model, tensors):

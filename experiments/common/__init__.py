@@ -1,0 +1,1 @@
+"""What the experiments share: descriptions, sweeps, tables, statistics, claims, figures, the report."""

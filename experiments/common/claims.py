@@ -1,0 +1,81 @@
+"""Claims of a paper, judged from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .statistics import Interval
+
+if TYPE_CHECKING:
+    from .table import Table
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a table says of a claim.
+
+    Attributes:
+        outcome: supported, not supported, or inconclusive.
+        effect: what was estimated over seeds, with its interval.
+        unit: what the effect is.
+        detail: what else a reader needs to know, in a sentence.
+    """
+
+    outcome: str
+    effect: Interval
+    unit: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        name: short, as a key.
+        statement: what is claimed, in a sentence that can be wrong.
+        source: where it is claimed.
+        judge: ``judge(table)``, a :class:`Verdict`.
+    """
+
+    name: str
+    statement: str
+    source: str
+    judge: Callable[[Table], Verdict]
+
+
+def above(effect: Interval, threshold: float, unit: str, detail: str = "") -> Verdict:
+    """Supported if the whole interval is above ``threshold``, not supported if it is wholly below."""
+    if effect.low > threshold:
+        outcome = SUPPORTED
+    elif effect.high < threshold:
+        outcome = NOT_SUPPORTED
+    else:
+        outcome = INCONCLUSIVE
+    return Verdict(outcome, effect, unit, detail)
+
+
+def below(effect: Interval, threshold: float, unit: str, detail: str = "") -> Verdict:
+    """Supported if the whole interval is below ``threshold``, not supported if it is wholly above."""
+    flipped = above(Interval(-effect.value, -effect.high, -effect.low), -threshold, unit, detail)
+    return Verdict(flipped.outcome, effect, unit, detail)
+
+
+def within(effect: Interval, low: float, high: float, unit: str, detail: str = "") -> Verdict:
+    """Supported if the whole interval lies between two bounds, not supported if it is wholly outside."""
+    if low <= effect.low and effect.high <= high:
+        outcome = SUPPORTED
+    elif effect.high < low or effect.low > high:
+        outcome = NOT_SUPPORTED
+    else:
+        outcome = INCONCLUSIVE
+    return Verdict(outcome, effect, unit, detail)
+
+
+def unanswered(why: str) -> Verdict:
+    """The table does not hold what the claim is about: other mixers, or one seed."""
+    return Verdict(INCONCLUSIVE, Interval(float("nan"), float("-inf"), float("inf")), "", why)

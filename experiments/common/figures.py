@@ -1,0 +1,114 @@
+"""How figures look: a colour and a marker for each mixer, no display, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashlla.models.checkpoint import replace_file
+
+from .statistics import bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .experiment import Experiment
+    from .table import Table
+
+# Colours that people with any colour vision tell apart, on white and on black; the markers tell them as well.
+STYLES = {
+    "lla": ("#d1495b", "o", "LLA"),
+    "parallax": ("#e8871e", "s", "Parallax"),
+    "softmax": ("#2f78b7", "^", "softmax"),
+    "mesanet": ("#7a5195", "D", "MesaNet"),
+    "linear_attention": ("#8a8a8a", "v", "linear attention"),
+    "gla": ("#3a9e8c", "<", "GLA"),
+    "deltanet": ("#b5a52a", ">", "DeltaNet"),
+    "gated_deltanet": ("#5b8c2a", "P", "Gated DeltaNet"),
+    "mamba2": ("#a0522d", "X", "Mamba-2"),
+    "hyena": ("#c266b0", "*", "Hyena"),
+    "mesanet, forgetting": ("#b79bd1", "d", "MesaNet, forgetting"),
+}
+INK = "#757575"  # readable on white and on black
+SETTINGS = {
+    "svg.hashsalt": "flashlla",  # otherwise names in the file differ every time
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def draw(experiment: Experiment, table: Table) -> Mapping[str, Figure]:
+    """The figures of an experiment, in the style of this module."""
+    from matplotlib import rc_context
+
+    with rc_context(SETTINGS):
+        return experiment.figures(table)
+
+
+def label(mixer: str) -> str:
+    """The name of a mixer in words."""
+    return STYLES[mixer][2] if mixer in STYLES else mixer
+
+
+def panels(columns: int = 1, rows: int = 1, *, width: float = 4.2, height: float = 3.2, **options: Any):
+    """A figure and its axes, ``[rows, columns]``; options are those of ``Figure.subplots``."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        for axis in axes.flat:
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25, lw=0.6)
+    return figure, axes
+
+
+def curves(
+    axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer", order: Sequence[str] | None = None
+) -> None:
+    """A line for each value of ``by``: means over seeds, and a band of their bootstrap interval."""
+    for name in order or list(dict.fromkeys(table[by])):
+        part = table[table[by] == name]
+        color, marker, text = STYLES.get(name, (None, "o", str(name)))
+        places = np.sort(part[x].unique())
+        intervals = [bootstrap(part.loc[part[x] == place, y]) for place in places]
+        (line,) = axes.plot(
+            places, [i.value for i in intervals], color=color, marker=marker, ms=4.5, lw=1.6, label=text
+        )
+        low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
+        if np.isfinite([low, high]).all():
+            axes.fill_between(places, low, high, color=line.get_color(), alpha=0.18, lw=0)
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element on a transparent ground, to be put into a page."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context(SETTINGS):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure on white, in place of what is there."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(SETTINGS):
+        replace_file(path, lambda aside: figure.savefig(aside, format="png", dpi=130, facecolor="white"))

@@ -1,0 +1,49 @@
+"""Intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def bootstrap(
+    samples: Sequence[float] | np.ndarray, statistic: Callable[..., np.ndarray] = np.mean, *, seed: int = 0
+) -> Interval:
+    """The percentile bootstrap over the first axis: 95 %, from 10 000 resamples, always the same ones.
+
+    With n samples the interval of a mean is about ``sqrt((n - 1) / n)`` of what it should be; with one there
+    is none, and both ends are infinite.
+
+    Args:
+        samples: one entry, or one row, a seed.
+        statistic: ``statistic(samples, axis=...)``.
+
+    Raises:
+        ValueError: no samples, or some that are not finite.
+    """
+    samples = np.asarray(samples, dtype=float)
+    if not len(samples) or not np.isfinite(samples).all():
+        raise ValueError(f"samples must be finite, and at least one; got {samples}")
+    value = float(statistic(samples, axis=0))
+    if len(samples) == 1:
+        return Interval(value, -np.inf, np.inf)
+    draws = np.random.default_rng(seed).integers(len(samples), size=(RESAMPLES, len(samples)))
+    values = statistic(samples[draws], axis=1)
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high))
