@@ -136,7 +136,10 @@ def causal_mask_function(batch_idx, head_idx, q_idx, kv_idx):
         (masking_utils.and_masks(CAUSAL, prefix_mask_function), "prefix_mask_function"),
         (causal_mask_function, "causal_mask_function"),
         (masking_utils.sliding_window_overlay(4), "without a causal mask"),
-        (masking_utils.chunked_causal_mask_function(4, torch.zeros(2, dtype=torch.int64)), "chunks of 4"),
+        (
+            masking_utils.chunked_causal_mask_function(4, torch.zeros(2, dtype=torch.int64)),
+            r"chunked_overlay\(chunk_size=4\)",
+        ),
     ),
     ids=("prefix", "a condition more", "somebody's own", "a window alone", "chunks"),
 )
@@ -151,7 +154,7 @@ def test_chunks_and_windows_that_hide_nothing():
         return
     both_sides = masking_utils.sliding_window_bidirectional_mask_function
     assert not mask_of(both_sides(5)).causal
-    with pytest.raises(NotImplementedError, match="window of 4 to both sides"):
+    with pytest.raises(NotImplementedError, match=r"bidirectional_overlay\(sliding_window=4\) over 6 rows"):
         mask_of(both_sides(4))
 
 
@@ -165,6 +168,8 @@ def test_a_mask_is_handed_on_only_for_what_it_was_made_for():
 def test_wrong_padding_and_positions():
     with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 1, 6\)"):
         mask_of(CAUSAL, torch.ones(2, 1, 6))
+    with pytest.raises(ValueError, match=r"expected \[2, positions\]"):
+        mask_of(CAUSAL, torch.ones(1, 6))
     with pytest.raises(ValueError, match="6 queries from position 5 on do not fit 8 keys"):
         mask_of(CAUSAL, kv_len=8, q_offset=5)
 

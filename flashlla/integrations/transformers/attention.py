@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +103,7 @@ def parallax_attention_forward(
     return _attention(PARALLAX, module, (query, probe), key, value, attention_mask, options, **arguments)
 
 
-def _configured(module: nn.Module, names) -> dict[str, Any]:
+def _configured(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     config = getattr(module, "config", None)
     return {name: getattr(config, f"lla_{name}", DEFAULTS[name]) for name in names}
 
@@ -129,7 +129,7 @@ def _attention(
     _check(dropout, others)
     *queries, key, value = (t.transpose(1, 2) for t in (*queries, key, value))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    mask = _mask(attention_mask, causal, sliding_window, queries[0].shape[1], key.shape[1])
+    mask = _mask(attention_mask, causal, sliding_window, queries[0], key)
     options |= {"scale": scaling, "window_size": mask.window_size}
     if cu_seq_lens_q is not None:
         out = _over_given_bounds(member, queries, key, value, mask, cu_seq_lens_q, cu_seq_lens_k, options)
@@ -153,13 +153,12 @@ def _check(dropout: float, others: dict[str, Any]) -> None:
         )
 
 
-def _mask(
-    given: Mask | Tensor | None, causal: bool, window_size: int | None, q_len: int, kv_len: int
-) -> Mask:
+def _mask(given: Mask | Tensor | None, causal: bool, window_size: int | None, query, key) -> Mask:
+    batch, q_len, kv_len = key.shape[0], query.shape[1], key.shape[1]
     if given is None:
         return masks.without_mask(causal, window_size, q_len, kv_len)
     if not isinstance(given, Mask):
-        return masks.from_matrix(given, q_len, kv_len)
+        return masks.from_matrix(given, batch, q_len, kv_len)
     if (given.q_len, given.kv_len) != (q_len, kv_len):
         raise ValueError(
             f"attention_mask was made for {given.q_len} queries and {given.kv_len} keys, and the layer has "
@@ -170,23 +169,19 @@ def _mask(
 
 def _packed(mask: Mask, position_ids: Tensor | None, key: Tensor) -> Mask:
     """The mask with the packed sequences that restarting positions tell of, as FlashAttention takes them."""
-    alone = mask.padding is None and mask.sequence is None and key.shape[0] == 1
-    if (
-        position_ids is None
-        or not alone
-        or position_ids.shape != (1, mask.q_len)
-        or not 1 < mask.q_len == mask.used
-    ):
+    if mask.padding is not None or mask.sequence is not None or key.shape[0] != 1:
+        return mask
+    if position_ids is None or position_ids.shape != (1, mask.q_len) or not 1 < mask.q_len == mask.kv_len:
         return mask
     return mask.split_at_restarts(position_ids)
 
 
 def _over_given_bounds(member, queries, key, value, mask, bounds, key_bounds, options) -> Tensor:
     if key.shape[0] != 1 or mask.padding is not None:
+        padded = "" if mask.padding is None else " and an attention_mask with padding"
         raise ValueError(
-            f"cu_seq_lens_q is for packed sequences, in a batch of 1 without padding; got a batch "
-            f"of {key.shape[0]}"
-            f"{'' if mask.padding is None else ' and an attention_mask with padding'}"
+            "cu_seq_lens_q is for packed sequences, in a batch of 1 without padding; got a batch of "
+            f"{key.shape[0]}{padded}"
         )
     operands = (t[0] for t in (*queries, key, value))
     return member.varlen(*operands, bounds, cu_seqlens_k=key_bounds, causal=mask.causal, **options)[None]

@@ -32,10 +32,9 @@ class Probe(nn.Module):
 
     Norm and rotation are those of the queries of the layer. The scale, one per head, starts at 0, as in
     :class:`flashlla.nn.ParallaxAttention`, and so the layer as what it was. The projection starts as that of
-    the
-    queries where the layer has one by itself: the probe of LLA is ``q - kbar`` far out on the ridge, so that
-    the scale has something to find there from the first step on. Small models that were trained on from there
-    came out a little lower than from a random projection, and moved the scale three to five times as far.
+    the queries where the layer has one by itself: far out on the ridge the probe of LLA is ``q - kbar``, so
+    that the scale has something to find there from the first step on. Small models that were trained on from
+    there ended lower than from a random projection, and had moved the scale two to five times as far.
     """
 
     def __init__(self, attention: nn.Module):
@@ -86,9 +85,7 @@ def attach(attention: nn.Module, name: str, part: nn.Module) -> None:
 def record(config: Any, to: str, options: dict[str, Any]) -> None:
     """Let a configuration say, also when it is saved, what its layers are."""
     setattr(config, RECORD, {"to": to, **options})
-    config.attn_implementation = (
-        to  # transformers 5 saves it, and refuses to load it where it is not registered
-    )
+    config.attn_implementation = to  # saved; transformers 5 refuses to load it where it is not registered
     config._attn_implementation = to
 
 

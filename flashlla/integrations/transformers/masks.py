@@ -83,9 +83,9 @@ class Mask:
             return None
         used = int(self.used)
         counting = self.padding[:, :used]
-        queries = (
-            counting[:, used - self.q_len :] if self.causal else counting.new_ones(len(counting), self.q_len)
-        )
+        queries = counting[:, used - self.q_len :]
+        if not self.causal:
+            queries = counting.new_ones(len(counting), self.q_len)
         return Packing(_pack(queries), _pack(counting))
 
     def split_at_restarts(self, position_ids: Tensor) -> Mask:
@@ -131,7 +131,7 @@ def _split_at_restarts(mask: Mask, position_ids: Tensor) -> Mask:
     if not bool((steps < 0).any()):
         return mask
     sequence = F.pad((steps != 1).cumsum(1), (1, 0))
-    return Mask(mask.causal, mask.window_size, mask.q_len, mask.kv_len, sequence=sequence)
+    return Mask(mask.causal, mask.window_size, mask.q_len, mask.kv_len, mask.used, sequence=sequence)
 
 
 # ---- the mask function ---------------------------------------------------------------------------------
@@ -139,24 +139,25 @@ def _split_at_restarts(mask: Mask, position_ids: Tensor) -> Mask:
 
 @torch.compiler.disable
 def make_mask(
+    *,
     batch_size: int,
-    q_length: int | None = None,
-    kv_length: int = 0,
-    q_offset: int | Tensor = 0,
+    kv_length: int,
     kv_offset: int = 0,
-    mask_function: Callable | None = None,
-    attention_mask: Tensor | Mask | None = None,
+    q_length: int | None = None,
+    q_offset: int | Tensor = 0,
     cache_position: Tensor | None = None,
+    mask_function: Callable,
+    attention_mask: Tensor | Mask | None = None,
     **_: Any,
 ) -> Mask:
-    """The mask function that :func:`register` gives to transformers; its arguments are theirs, always by
-    name.
+    """The mask function that :func:`register` gives to transformers; its arguments are theirs.
 
     Args:
-        q_length, q_offset: number and position of the queries (transformers 5).
-        cache_position: both at once (transformers 4).
+        batch_size: rows of the batch.
         kv_length, kv_offset: number of the key rows that the attention function will get, and position of the
             first.
+        q_length, q_offset: number and position of the queries (transformers 5).
+        cache_position: both at once (transformers 4).
         mask_function: which key an index of a query sees, composed of the functions of ``masking_utils``.
         attention_mask: bool ``[batch, positions]``, True for tokens that count, or a mask made before.
 
@@ -168,15 +169,9 @@ def make_mask(
         q_length, q_offset = cache_position.shape[0], cache_position[0]
     causal, window_size, sequence = _read(mask_function, max(q_length, kv_length), kv_offset + kv_length)
     if isinstance(attention_mask, Mask):
-        if (attention_mask.causal, attention_mask.window_size) != (causal, window_size):
-            raise NotImplementedError(
-                f"attention_mask is a mask for causal={attention_mask.causal}, "
-                f"window_size={attention_mask.window_size}, and a layer wants causal={causal}, "
-                f"window_size={window_size}; pass the two-dimensional attention_mask"
-            )
-        return attention_mask
+        return _checked(attention_mask, causal, window_size)
     used = _used(q_length, kv_length, q_offset, kv_offset) if causal else kv_length
-    padding = _padding(attention_mask, kv_length, kv_offset, used)
+    padding = _padding(attention_mask, batch_size, kv_length, kv_offset, used)
     if padding is not None and window_size is not None:
         _check_unbroken(padding)
     mask = Mask(causal, window_size, q_length, kv_length, used, padding, sequence)
@@ -195,17 +190,11 @@ def _read(mask_function: Callable, length: int, end: int) -> tuple[bool, int | N
             window_size = values["sliding_window"]
         elif name == "packed_sequence_mask_function":
             sequence = values["packed_sequence_mask"]
-        elif name == "sliding_window_bidirectional_overlay" and values["sliding_window"] < length - 1:
+        elif not _hides_nothing(name, values, length, end):
+            sizes = ", ".join(f"{key}={value}" for key, value in values.items() if isinstance(value, int))
             raise NotImplementedError(
-                f"a window of {values['sliding_window']} to both sides hides some of {length} rows, "
-                f"and windows "
-                "end at the diagonal here; use shorter sequences, or attn_implementation='sdpa'"
-            )
-        elif name == "chunked_overlay" and values["chunk_size"] < end:
-            raise NotImplementedError(
-                f"attention in chunks of {values['chunk_size']} hides some of {end} keys; use "
-                f"shorter sequences, "
-                "or attn_implementation='sdpa'"
+                f"the model asks for a mask by {name}({sizes}) over {length} rows, and masks here are "
+                "causal, bidirectional, windowed or packed; use attn_implementation='sdpa'"
             )
     if window_size is not None and not causal:
         raise NotImplementedError(
@@ -214,42 +203,44 @@ def _read(mask_function: Callable, length: int, end: int) -> tuple[bool, int | N
     return causal, window_size, sequence
 
 
-_KNOWN = (
-    "causal_mask_function",
-    "bidirectional_mask_function",
-    "sliding_window_overlay",
-    "sliding_window_bidirectional_overlay",
-    "chunked_overlay",
-    "packed_sequence_mask_function",
-)
+def _hides_nothing(name: str, values: dict[str, Any], length: int, end: int) -> bool:
+    if name == "sliding_window_bidirectional_overlay":
+        return length <= values["sliding_window"] + 1
+    if name == "chunked_overlay":
+        return end <= values["chunk_size"]
+    return name == "bidirectional_mask_function"
 
 
 def _conditions(mask_function: Callable) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of the functions of ``masking_utils`` that all have to allow a key, and what each was made with.
+    """Names of the functions that all have to allow a key, and what each was made with.
 
-    A mask function is opaque: it takes indices. What it computes shows in the name of the function that made
-    it, and in the variables that it closes over; evaluating it would take the matrix that is to be avoided.
+    A mask function is opaque: it takes indices. What it computes shows in the name of the function of
+    ``masking_utils`` that made it, and in the variables that it closes over; evaluating it would take the
+    matrix that is to be avoided.
     """
     name = mask_function.__qualname__.partition(".")[0]
     cells = mask_function.__closure__ or ()
-    values = dict(
-        zip(mask_function.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True)
-    )
-    if mask_function.__module__ == "transformers.masking_utils":
-        if name == "and_masks":
-            for function in values["mask_functions"]:
-                yield from _conditions(function)
-            return
-        if name == "remap_positions_for_packed_sequence":  # positions count from 0 again in every sequence
-            yield from _conditions(values["mask_function"])
-            return
-        if name in _KNOWN:
-            yield name, values
-            return
-    raise NotImplementedError(
-        f"the model asks for a mask with {mask_function.__module__}.{name}, which is none of causal, sliding "
-        "window, bidirectional and packed; use attn_implementation='sdpa'"
-    )
+    closure = zip(mask_function.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True)
+    values = dict(closure)
+    if mask_function.__module__ != "transformers.masking_utils":
+        yield f"{mask_function.__module__}.{name}", values
+    elif name == "and_masks":
+        for function in values["mask_functions"]:
+            yield from _conditions(function)
+    elif name == "remap_positions_for_packed_sequence":  # positions count from 0 again in every sequence
+        yield from _conditions(values["mask_function"])
+    else:
+        yield name, values
+
+
+def _checked(made: Mask, causal: bool, window_size: int | None) -> Mask:
+    """A mask made before, as ``generate`` makes them for static caches."""
+    if (made.causal, made.window_size) != (causal, window_size):
+        raise NotImplementedError(
+            f"attention_mask is for causal={made.causal}, window_size={made.window_size}, and the model asks "
+            f"for causal={causal}, window_size={window_size}; pass the two-dimensional attention_mask"
+        )
+    return made
 
 
 def _used(q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int) -> int | Tensor:
@@ -263,24 +254,22 @@ def _used(q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int)
         used = int(used)
     if not q_length <= used <= kv_length:
         raise ValueError(
-            f"{q_length} queries from position {used - q_length + kv_offset} on do not fit "
-            f"{kv_length} keys from "
-            f"position {kv_offset} on; check cache_position"
+            f"{q_length} queries from position {used - q_length + kv_offset} on do not fit {kv_length} keys "
+            f"from position {kv_offset} on; check cache_position"
         )
     return used
 
 
 def _padding(
-    attention_mask: Tensor | None, kv_length: int, kv_offset: int, used: int | Tensor
+    attention_mask: Tensor | None, batch_size: int, kv_length: int, kv_offset: int, used: int | Tensor
 ) -> Tensor | None:
     """bool ``[batch, kv_length]``, True for keys in use that count; None if all of them do."""
     if attention_mask is None:
         return None
-    if attention_mask.dim() != 2:
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; expected [batch, positions], "
-            f"with 1 for "
-            "tokens that count"
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected [{batch_size}, positions], "
+            "with 1 for tokens that count"
         )
     padding = attention_mask.bool()[:, kv_offset : kv_offset + kv_length]
     padding = F.pad(padding, (0, kv_length - padding.shape[1]))
@@ -295,9 +284,8 @@ def _check_unbroken(padding: Tensor) -> None:
     runs = padding[:, 0] + (padding[:, 1:] & ~padding[:, :-1]).sum(1)
     if bool((runs > 1).any()):
         raise NotImplementedError(
-            "attention_mask has padding between tokens that count, and the model a sliding window, "
-            "which counts "
-            "positions; pad each row on one side"
+            "attention_mask has padding between tokens that count, and the model a sliding window, which "
+            "counts positions; pad each row on one side"
         )
 
 
@@ -313,9 +301,8 @@ def without_mask(causal: bool, window_size: int | None, q_len: int, kv_len: int)
     """
     if causal and q_len not in (1, kv_len):
         raise NotImplementedError(
-            f"a causal layer got no attention_mask for {q_len} queries and {kv_len} keys, which "
-            f"leaves open where "
-            "the queries stand; the model has to make its mask with transformers.masking_utils"
+            f"a causal layer got no attention_mask for {q_len} queries and {kv_len} keys, which leaves open "
+            "where the queries stand; the model has to make its mask with transformers.masking_utils"
         )
     if not causal and window_size is not None and window_size < kv_len:
         raise NotImplementedError(
@@ -324,7 +311,7 @@ def without_mask(causal: bool, window_size: int | None, q_len: int, kv_len: int)
     return Mask(causal, window_size if causal else None, q_len, kv_len)
 
 
-def from_matrix(matrix: Tensor, q_len: int, kv_len: int) -> Mask:
+def from_matrix(matrix: Tensor, batch: int, q_len: int, kv_len: int) -> Mask:
     """The mask that a matrix ``[batch, 1 or heads, q_len, keys]`` over the logits stands for.
 
     Some models of transformers 4 write out their masks themselves, BART for one. Reading them takes time and
@@ -339,7 +326,7 @@ def from_matrix(matrix: Tensor, q_len: int, kv_len: int) -> Mask:
             f"attention_mask has shape {tuple(matrix.shape)}; expected [batch, positions], or "
             f"[batch, 1, {q_len}, {kv_len}]"
         )
-    visible = _visible(matrix[..., :kv_len])
+    visible = _visible(matrix[..., :kv_len]).expand(batch, -1, -1, -1)
     padding = visible[:, 0, -1]  # the last query sees all keys that count
     everything = torch.ones(q_len, kv_len, dtype=torch.bool, device=matrix.device)
     for causal, seen in ((False, everything), (True, everything.tril(kv_len - q_len))):
