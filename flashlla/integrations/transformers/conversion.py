@@ -71,8 +71,7 @@ def _options(to: str, **options: Any) -> dict[str, Any]:
     if given := [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]:
         raise ValueError(
             f"{', '.join(given)} is for to='lla'; leave it out: Parallax has no ridge, and in place "
-            f"of the gate "
-            "a scale of its own, learned from 0"
+            "of the gate a scale of its own, learned from 0"
         )
     return {}
 
@@ -86,8 +85,7 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not layers:
         raise NotImplementedError(
             f"{type(model).__name__} has no attention that goes through the AttentionInterface of "
-            f"transformers; "
-            "a newer release may have moved it there"
+            "transformers; a newer release may have moved it there"
         )
     if name := next(filter(None, map(converted_to, layers)), None):
         raise ValueError(
