@@ -6,6 +6,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# The oldest transformers that is supported, in a folder that goes in front of the newest one in .venv.
+OLDEST := build/transformers-4.57.6
+TEST_OLDEST := PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/integrations/test_transformers_*.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all bench gpu lint clean
@@ -17,11 +21,13 @@ help:  ## this list
 demo: $(READY)  ## train a small language model with LLA and with softmax, about three minutes
 	$(BIN)/flashlla demo $(ARGS)
 
-test: $(READY) lint  ## lint and tests, without the slow ones and those for a GPU
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" $(ARGS)
+test: $(READY) $(OLDEST)/.ready lint  ## lint and tests, without the slow ones and those for a GPU
+	$(ONE_THREAD) $(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(ONE_THREAD) $(TEST_OLDEST) -m "not slow and not gpu"
 
-test-all: $(READY) lint  ## lint and all tests but those for a GPU
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" $(ARGS)
+test-all: $(READY) $(OLDEST)/.ready lint  ## lint and all tests but those for a GPU
+	$(ONE_THREAD) $(PYTEST) -m "not gpu" $(ARGS)
+	$(ONE_THREAD) $(TEST_OLDEST) -m "not gpu"
 
 bench: $(READY)  ## benchmarks of bench/ on the CPU
 	$(BIN)/python -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
@@ -45,6 +51,13 @@ $(READY): pyproject.toml setup.py $(shell find csrc -type f)
 	    { echo "make: $(VENV) is broken, its Python or pip does not start; remove it with: rm -rf $(VENV)"; exit 1; }
 	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel "pybind11>=2.13"
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# Of what the oldest transformers needs, only what .venv lacks or has too new: all else stays the same.
+$(OLDEST)/.ready: | $(READY)
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) transformers==4.57.6 tokenizers==0.22.2 \
+	    huggingface-hub==0.36.2 requests urllib3 certifi charset-normalizer
 	@touch $@
 
 # ---- a machine with a GPU, offline ---------------------------------------------------------------------

@@ -134,9 +134,12 @@ class RecurrentMixer(nn.Module):
         return dtype
 
     def _run(
-        self, recurrent: Callable, chunked: Callable, by_fla: Callable, *operands: Tensor
+        self, recurrent: Callable, chunked: Callable, by_fla: Callable | None, *operands: Tensor
     ) -> tuple[Tensor, ...]:
-        """One of the three forms, out of the reach of autocast. The first operand has the positions."""
+        """One of the three forms, out of the reach of autocast. The first operand has the positions.
+
+        by_fla is None where :meth:`_not_by_fla` always has a reason.
+        """
         device_type = operands[0].device.type
         dtype = self._products(device_type)
         form = "recurrent"

@@ -42,7 +42,8 @@ class MesaNet(RecurrentMixer):
 
     Args:
         max_iters: most iterations for a query. The paper stops at 30, which is enough unless a state forgets
-            next to nothing; rows that are done wait for free.
+            next to nothing; rows that are done wait for free. The kernels of flash-linear-attention take at
+            most 30, and all of them.
         rtol: residual, relative to the query, at which it stops; None means 1e-6, for float64 1e-12.
         output_gate: gate the normalised outputs by ``silu(W_g x_t)``.
         others: as for :class:`flashlla.models.mixers.LinearAttention`; short_conv is 4.

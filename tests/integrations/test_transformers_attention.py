@@ -83,10 +83,11 @@ def test_the_correction_of_these_tests_matters(name, member, draw):
         assert (ours - model(**inputs).logits).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("changes", ({"lla_gate": 0.0}, {"lla_ridge": 1e8}), ids=str)
 @pytest.mark.parametrize("mask", EVERY_MASK)
 @every_decoder
-def test_without_correction_logits_are_those_of_softmax(name, mask, changes, draw):
+def test_without_correction_logits_are_those_of_softmax(name, mask, draw):
+    """Behind a gate of 0, or far out on the ridge."""
+    changes = {"lla_gate": 0.0} if name in ("llama", "gpt2") else {"lla_ridge": 1e8}
     model = make_model(name, "lla", **changes)
     inputs, counts = masks(draw)[mask]
     with torch.no_grad():
@@ -173,7 +174,7 @@ def advance(model, cache, tokens, start, attention_mask=None):
 
 
 @pytest.mark.filterwarnings("ignore")  # past_key_values has a new name in transformers 5
-@pytest.mark.parametrize("steps", ((7, *(1,) * 7), (3, 2, 5, 1, 4), (1,) * 14), ids=str)
+@pytest.mark.parametrize("steps", ((7, *(1,) * 7), (1, 3, 1, 2, 5, 3)), ids=str)
 @pytest.mark.parametrize("padded", (False, True))
 @pytest.mark.parametrize("kind", ("dynamic", "static"))
 @every_member

@@ -64,6 +64,86 @@ def test_outputs_and_weights_stay(name, member, batch):
     assert not any(m.training for m in model.modules())
 
 
+OTHERS = {
+    "phi": {},
+    "gemma": {},
+    "gemma2": {"attn_logit_softcapping": None, "sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4},
+    "cohere2": {"sliding_window": 4},
+    "olmo2": {},
+    "glm": {},
+    "starcoder2": {"sliding_window": 4},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "qwen2": {},
+    "mixtral": {"num_local_experts": 2},
+    "granite": {},
+    "smollm3": {},
+}
+
+
+def make_other(model_type, attention):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    more = {"initializer_range": 0.15, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if model_type.startswith(("gem", "glm")):
+        more["head_dim"] = 8
+    config = AutoConfig.for_model(model_type, **sizes, **heads, **more, **OTHERS[model_type])
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+@every_member
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_outputs_of_other_architectures_stay(model_type, member, batch):
+    """Windows in some of the layers, partial rotations, norms of all heads, experts, learned positions."""
+    model = make_other(model_type, "eager")
+    before = logits(model, batch)
+    convert_attention(model, member)
+    torch.testing.assert_close(logits(model, batch), before, rtol=0, atol=1e-5)
+
+
+@reports
+def test_a_model_made_of_models(tmp_path):
+    text = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+    )
+    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=60)
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    tokens, image = torch.randint(3, 60, (1, 9)), torch.randn(1, 3, 8, 8)
+    tokens[0, 2:6] = config.image_token_index
+
+    def output():
+        with torch.no_grad():
+            return model(input_ids=tokens, pixel_values=image).logits
+
+    before = output()
+    convert_attention(model, "lla")
+    torch.testing.assert_close(output(), before, rtol=0, atol=1e-5)
+    assert len(attention_layers(model)) == 3
+    for parameter in new_parameters(model).values():
+        torch.nn.init.normal_(parameter)
+    changed = output()
+    assert (changed - before).abs().max() > 1e-3
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder)
+        model = type(model).from_pretrained(tmp_path / folder)
+        assert torch.equal(output(), changed)
+
+
 @pytest.mark.parametrize("name", ("llama", "gpt2"))
 def test_layers_with_learned_ridge_and_gate(name, batch):
     model = convert_attention(make_model(name, "sdpa"), "lla", ridge_init=0.3, gate_init=0.5)

@@ -1,5 +1,7 @@
 """What is not supported is refused, by models as they are and by the functions that they call."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -248,3 +250,17 @@ def test_registering_again_changes_nothing():
     register()
     assert dict(masking_utils.AttentionMaskInterface._global_mapping) == before
     assert make_config("llama").model_type == "llama"
+
+
+def test_without_transformers_importing_works_and_registering_says_what_to_install():
+    code = """
+import sys
+sys.modules["transformers"] = None  # what import then raises is an ImportError
+from flashlla.integrations.transformers import register
+try:
+    register()
+except ImportError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'flashlla[hf]'" in ran.stdout, ran.stderr

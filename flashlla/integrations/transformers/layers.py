@@ -161,14 +161,14 @@ def _arguments(attention: nn.Module) -> list[str]:
     Raises:
         NotImplementedError: none of them is hidden_states, or it takes no others than it names.
     """
-    parameters = inspect.signature(type(attention).forward).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if "hidden_states" not in parameters or not open_ended:
+    _, *parameters = inspect.signature(type(attention).forward).parameters.values()  # all but self
+    names = [p.name for p in parameters]
+    if "hidden_states" not in names or not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise NotImplementedError(
             f"{type(attention).__name__} has to take hidden_states and any keywords to be given a probe; its "
-            f"arguments are {', '.join(parameters)}"
+            f"arguments are {', '.join(names)}"
         )
-    return list(parameters)[1:]
+    return names
 
 
 def _norm(attention: nn.Module, heads: int, head_dim: int) -> tuple[nn.Module | None, int]:

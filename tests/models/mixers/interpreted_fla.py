@@ -68,7 +68,7 @@ def widened(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.double() - expected).detach().norm() / expected.detach().norm())
 
 
 def errors(name: str, options: dict) -> dict[str, float]:
