@@ -103,7 +103,12 @@ class TokenModel(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., outputs]`` of hidden states ``[..., dim]``."""
-        return F.linear(hidden, self.embedding.weight if self.head is None else self.head)
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """The weights of the logits, ``[outputs, dim]``: those of the embedding where there is no head."""
+        return self.embedding.weight if self.head is None else self.head
 
     @staticmethod
     def check_tokens(tokens: Tensor) -> None:

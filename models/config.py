@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from flashlla.nn.checks import check_sizes
+
 from .mixers import MIXERS, build_mixer
 
 if TYPE_CHECKING:
@@ -51,10 +53,8 @@ class StackConfig:
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self):
-        for name in ("dim", "depth", "heads"):
-            check_size(name, getattr(self, name))
-        for name in ("kv_heads", "mlp_hidden"):
-            check_size(name, getattr(self, name), optional=True)
+        check_sizes(dim=self.dim, depth=self.depth, heads=self.heads)
+        check_given_sizes(kv_heads=self.kv_heads, mlp_hidden=self.mlp_hidden)
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         self._check_mixer()
@@ -201,20 +201,15 @@ class LanguageModelConfig(StackConfig):
     }
 
     def __post_init__(self):
-        check_size("vocab_size", self.vocab_size)
+        check_sizes(vocab_size=self.vocab_size)
         super().__post_init__()
         if not isinstance(self.tie_embeddings, bool):
             raise TypeError(f"tie_embeddings must be a bool, got {type(self.tie_embeddings).__name__}")
 
 
-def check_size(name: str, size: int | None, *, optional: bool = False) -> None:
-    """``size`` is an int of at least 1, or None if it is ``optional``."""
-    if size is None and optional:
-        return
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"{name} must be an int, got {type(size).__name__}")
-    if size < 1:
-        raise ValueError(f"{name}={size} must be at least 1")
+def check_given_sizes(**sizes: int | None) -> None:
+    """Every size that is not None is an int of at least 1."""
+    check_sizes(**{name: size for name, size in sizes.items() if size is not None})
 
 
 def _mixer_parameters(name: str, dim: int, options: Mapping[str, Any]) -> int:

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flashlla.nn.checks import check_sizes
+
 from .backbone import TokenModel
-from .config import LanguageModelConfig, StackConfig, check_size
+from .config import LanguageModelConfig, StackConfig, check_given_sizes
 from .mixers.bidirectional import build_bidirectional_mixer
 
 
@@ -33,8 +35,8 @@ class EncoderConfig(StackConfig):
     PRESETS: ClassVar = LanguageModelConfig.PRESETS
 
     def __post_init__(self):
-        check_size("vocab_size", self.vocab_size)
-        check_size("outputs", self.outputs, optional=True)
+        check_sizes(vocab_size=self.vocab_size)
+        check_given_sizes(outputs=self.outputs)
         super().__post_init__()
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flashlla.nn.checks import check_sizes
+
 from .backbone import Model
-from .config import LanguageModelConfig, check_size
+from .config import LanguageModelConfig, check_given_sizes
 from .language_model import LanguageModel
 
 
@@ -32,8 +34,8 @@ class PolicyConfig(LanguageModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_size("actions", self.actions, optional=True)
-        check_size("value_heads", self.value_heads)
+        check_given_sizes(actions=self.actions)
+        check_sizes(value_heads=self.value_heads)
         if self.actions is not None and not self.tie_embeddings:
             raise ValueError(
                 f"tie_embeddings=False with actions={self.actions}: nobody reads the logits of tokens; "

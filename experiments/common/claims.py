@@ -50,32 +50,24 @@ class Claim:
 
 def above(effect: Interval, threshold: float, unit: str, detail: str = "") -> Verdict:
     """Supported if the whole interval is above ``threshold``, not supported if it is wholly below."""
-    if effect.low > threshold:
-        outcome = SUPPORTED
-    elif effect.high < threshold:
-        outcome = NOT_SUPPORTED
-    else:
-        outcome = INCONCLUSIVE
-    return Verdict(outcome, effect, unit, detail)
+    return Verdict(_outcome(effect.low > threshold, effect.high < threshold), effect, unit, detail)
 
 
 def below(effect: Interval, threshold: float, unit: str, detail: str = "") -> Verdict:
     """Supported if the whole interval is below ``threshold``, not supported if it is wholly above."""
-    flipped = above(Interval(-effect.value, -effect.high, -effect.low), -threshold, unit, detail)
-    return Verdict(flipped.outcome, effect, unit, detail)
+    return Verdict(_outcome(effect.high < threshold, effect.low > threshold), effect, unit, detail)
 
 
 def within(effect: Interval, low: float, high: float, unit: str, detail: str = "") -> Verdict:
     """Supported if the whole interval lies between two bounds, not supported if it is wholly outside."""
-    if low <= effect.low and effect.high <= high:
-        outcome = SUPPORTED
-    elif effect.high < low or effect.low > high:
-        outcome = NOT_SUPPORTED
-    else:
-        outcome = INCONCLUSIVE
-    return Verdict(outcome, effect, unit, detail)
+    holds = low <= effect.low and effect.high <= high
+    return Verdict(_outcome(holds, effect.high < low or effect.low > high), effect, unit, detail)
 
 
 def unanswered(why: str) -> Verdict:
     """The table does not hold what the claim is about: other mixers, or one seed."""
     return Verdict(INCONCLUSIVE, Interval(float("nan"), float("-inf"), float("inf")), "", why)
+
+
+def _outcome(holds: bool, fails: bool) -> str:
+    return SUPPORTED if holds else NOT_SUPPORTED if fails else INCONCLUSIVE

@@ -8,19 +8,22 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import flashlla.experiments
 
 from . import executors, figures, registry
-from .experiment import PRESETS, Experiment, ExperimentConfig, ExperimentError
+from .experiment import PRESETS, Experiment, ExperimentConfig, ExperimentError, TrialsFailed
 from .files import write_text
 from .report import Section, render
 from .sweep import Sweep
-from .table import Table, read_table, write_table
+from .table import Table, as_text, read_table, write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BAD_INPUT, FAILED = 2, 1
 RESULTS = "results"  # folder in the package of an experiment, one folder a preset in it
@@ -54,14 +57,14 @@ def run(words: Sequence[str]) -> int:
         table = _compute(sweep, options)
     except ExperimentError as error:
         print(f"flashlla run: {error}", file=sys.stderr)
-        return FAILED if "trials failed" in str(error) else BAD_INPUT
+        return FAILED if isinstance(error, TrialsFailed) else BAD_INPUT
     _show(options.experiment, table)
     print(f"\ntable    {options.out / 'table.parquet'}")
-    for name, figure in figures.draw(options.experiment, table).items():
-        figures.save_png(figure, options.out / f"{name}.png")
-        print(f"figure   {options.out / f'{name}.png'}")
+    drawn = figures.draw(options.experiment, table)
+    for path in _save(drawn, options.out):
+        print(f"figure   {path}")
     if options.publish:
-        print(f"results  {_publish(options, table)}")
+        print(f"results  {_publish(options, table, drawn)}")
     return 0
 
 
@@ -204,8 +207,8 @@ def _show(experiment: Experiment, table: Table) -> None:
 
     console, summary = Console(), experiment.summary(table)
     grid = Grid(*map(str, summary.columns), box=None, pad_edge=False, header_style="bold")
-    for row in summary.itertuples(index=False):
-        grid.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    for row in as_text(summary):
+        grid.add_row(*row)
     console.print(grid)
     for claim in experiment.claims:
         verdict = claim.judge(table)
@@ -221,13 +224,20 @@ def _package(experiment: Experiment) -> Path:
     return Path(next(iter(flashlla.experiments.__path__)), experiment.name)
 
 
-def _publish(options: _Options, table: Table) -> Path:
-    """Table, figures and the command into the package, and the summary into its README."""
+def _save(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures into a folder; their files."""
+    paths = {folder / f"{name}.png": figure for name, figure in drawn.items()}
+    for path, figure in paths.items():
+        figures.save_png(figure, path)
+    return list(paths)
+
+
+def _publish(options: _Options, table: Table, drawn: Mapping[str, Figure]) -> Path:
+    """Table, figures and the command into the package."""
     folder = _package(options.experiment) / RESULTS / options.preset
     folder.mkdir(parents=True, exist_ok=True)
     write_table(table, folder / "table.parquet")
-    for name, figure in figures.draw(options.experiment, table).items():
-        figures.save_png(figure, folder / f"{name}.png")
+    _save(drawn, folder)
     write_text(
         folder / "command.txt", shlex.join(["flashlla", *sys.argv[1:]]).replace(" --publish", "") + "\n"
     )
@@ -241,4 +251,4 @@ def _section(experiment: Experiment, preset: str, runs: Path | None) -> Section:
     with contextlib.suppress(OSError):
         command = (folder / "command.txt").read_text().strip()
     table: Any = read_table(folder / "table.parquet") if (folder / "table.parquet").exists() else None
-    return Section(experiment, preset, table, command)
+    return Section(experiment, table, command)

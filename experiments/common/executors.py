@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -17,12 +17,6 @@ from .experiment import ExperimentError
 from .sweep import compute
 
 Jobs = list[tuple[str, str, str]]
-
-
-def here(name: str, jobs: Jobs) -> Iterator[tuple[str, Any]]:
-    """In this process, one after the other."""
-    for key, trial, folder in jobs:
-        yield key, compute(name, trial, folder)
 
 
 def processes(workers: int) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
@@ -36,7 +30,8 @@ def processes(workers: int) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_use_one_thread)
         try:
             futures = {pool.submit(compute, name, trial, folder): key for key, trial, folder in jobs}
-            yield from _as_completed(futures)
+            for future in as_completed(futures):
+                yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise ExperimentError(
                 "a worker process ended abruptly, for lack of memory perhaps; the same command goes on, "
@@ -91,10 +86,3 @@ def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _as_completed(futures: dict[Future, str]) -> Iterator[tuple[str, Any]]:
-    while futures:
-        done, _ = wait(futures, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield futures.pop(future), future.result()

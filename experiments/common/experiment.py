@@ -29,6 +29,10 @@ class ExperimentError(Exception):
     """An experiment that cannot start or go on; the message is one line that says why, and what to do."""
 
 
+class TrialsFailed(ExperimentError):
+    """Some trials of a sweep ended with an error; the results of the others are kept."""
+
+
 @dataclass(frozen=True)
 class ExperimentConfig:
     """What a sweep runs over; an experiment adds its own fields.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,23 +65,19 @@ def label(mixer: str) -> str:
 
 def panels(columns: int = 1, rows: int = 1, *, width: float = 4.2, height: float = 3.2, **options: Any):
     """A figure and its axes, ``[rows, columns]``; options are those of ``Figure.subplots``."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(SETTINGS):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-        for axis in axes.flat:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(alpha=0.25, lw=0.6)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, lw=0.6)
     return figure, axes
 
 
-def curves(
-    axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer", order: Sequence[str] | None = None
-) -> None:
+def curves(axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer") -> None:
     """A line for each value of ``by``: means over seeds, and a band of their bootstrap interval."""
-    for name in order or list(dict.fromkeys(table[by])):
+    for name in dict.fromkeys(table[by]):
         part = table[table[by] == name]
         color, marker, text = STYLES.get(name, (None, "o", str(name)))
         places = np.sort(part[x].unique())

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from . import provenance
-from .experiment import Experiment, ExperimentConfig, ExperimentError, trial_from_json, trial_json, trial_key
+from .experiment import (
+    Experiment,
+    ExperimentConfig,
+    ExperimentError,
+    TrialsFailed,
+    trial_from_json,
+    trial_json,
+    trial_key,
+)
 from .files import write_json, write_text
 from .table import Table, write_table
 
@@ -60,7 +68,8 @@ class Sweep:
             report: called behind each trial with its key and, if it failed, with the last line of the error.
 
         Raises:
-            ExperimentError: trials have failed, the others are in the table; or another process is at work.
+            TrialsFailed: some ended with an error; the others are in the table.
+            ExperimentError: another process is at work in the folder, or it cannot be written.
         """
         with self._alone():
             write_json(self.folder / "config.json", self._description())
@@ -76,7 +85,7 @@ class Sweep:
             if len(table):
                 write_table(table, self.folder / "table.parquet")
         if failed:
-            raise ExperimentError(
+            raise TrialsFailed(
                 f"{len(failed)} of {len(self.trials)} trials failed, the first with what is in "
                 f"{self.folder_of(failed[0]) / 'error.txt'}; the same command tries them again"
             )

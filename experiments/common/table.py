@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +38,7 @@ def read_table(path: Path) -> Table:
         raise ExperimentError(f"{path} is damaged ({error}); flashlla run writes it anew") from error
 
 
-def best_setting(table: Table, setting: str, by: Sequence[str], score: str) -> Table:
-    """The rows whose ``setting``, a learning rate, say, has the lowest mean ``score`` in its group.
-
-    The score should be one that the result is not judged by: the choice favours it.
-
-    Args:
-        by: columns of the groups, within which one value is chosen: mixer and size, say.
-    """
-    means = table.groupby([*by, setting], as_index=False, sort=False)[score].mean()
-    chosen = means.loc[means.groupby(list(by), sort=False)[score].idxmin(), [*by, setting]]
-    return table.merge(chosen, on=[*by, setting])
+def as_text(table: Table) -> list[list[str]]:
+    """The cells of a small table as readers see them, row by row."""
+    rows = table.itertuples(index=False)
+    return [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]

@@ -24,9 +24,10 @@ from rich.text import Text
 import flashlla
 from flashlla import _backends, models
 
+from ..common.files import write_json, write_text
 from . import figures, sampling, training
 from .data import VALIDATION_WINDOWS, Corpus, load_corpus
-from .files import read_json, write_json, write_text
+from .files import read_json
 from .settings import MIXERS, DemoError, Settings
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended

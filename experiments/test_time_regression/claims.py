@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from ..common.claims import Claim, Verdict, above, below, unanswered
+from ..common.figures import label
 from ..common.statistics import bootstrap
 from ..common.table import Table
 
+Judge = Callable[..., Verdict]  # above, below
+
 SOURCE = "arXiv 2510.01450, test-time regression"
 OURS = "asked by us"
+PLACES: dict[str, Callable[[Table], Any]] = {  # masks of the rows
+    "first segment": lambda table: table["position"] < table["segment"],
+    "later segments": lambda table: table["position"] >= table["segment"],
+    "all positions": lambda table: table["position"] >= 0,
+}
 
 
 def sums(table: Table) -> Table:
@@ -40,34 +51,30 @@ def _ratio(table: Table, other: str, mask) -> list[float]:
     return list(np.exp(np.log(means[other] / means["lla"]).groupby("seed").mean()))
 
 
-def _lla_improves(table: Table) -> Verdict:
-    ratios = _gain_within_segments(table, "lla")
-    if not ratios:
-        return unanswered("the table has no LLA, or no segments of 128 positions or more behind the first")
-    return below(bootstrap(ratios), 0.5, "error at the end of a segment over that at its start")
+def _gain(method: str, judge: Judge, threshold: float):
+    """How far the error of ``method`` falls within a segment."""
+
+    def verdict(table: Table) -> Verdict:
+        ratios = _gain_within_segments(table, method)
+        if not ratios:
+            return unanswered(
+                f"the table has no {label(method)}, or no segments of 128 positions or more behind the first"
+            )
+        return judge(bootstrap(ratios), threshold, "error at the end of a segment over that at its start")
+
+    return verdict
 
 
-def _softmax_gains_little(table: Table) -> Verdict:
-    ratios = _gain_within_segments(table, "softmax")
-    if not ratios:
-        return unanswered(
-            "the table has no softmax, or no segments of 128 positions or more behind the first"
-        )
-    return above(bootstrap(ratios), 0.5, "error at the end of a segment over that at its start")
+def _against_lla(other: str, places: str, judge: Judge):
+    """The error of ``other`` over that of LLA, at some of the positions."""
 
+    def verdict(table: Table) -> Verdict:
+        ratios = _ratio(table, other, PLACES[places](table))
+        if not ratios:
+            return unanswered(f"the table lacks LLA or {label(other)} there: {places}")
+        return judge(bootstrap(ratios), 1.0, f"error of {label(other)} over that of LLA, {places}")
 
-def _mesanet_first(table: Table) -> Verdict:
-    ratios = _ratio(table, "mesanet", table["position"] < table["segment"])
-    if not ratios:
-        return unanswered("the table lacks LLA or MesaNet")
-    return below(bootstrap(ratios), 1.0, "error of MesaNet over that of LLA, first segment")
-
-
-def _mesanet_later(table: Table) -> Verdict:
-    ratios = _ratio(table, "mesanet", table["position"] >= table["segment"])
-    if not ratios:
-        return unanswered("the table lacks LLA or MesaNet, or has no second segment")
-    return above(bootstrap(ratios), 1.0, "error of MesaNet over that of LLA, later segments")
+    return verdict
 
 
 def _grows_with_dim(other: str):
@@ -85,27 +92,30 @@ def _grows_with_dim(other: str):
     return judge
 
 
-def _forgetting(table: Table) -> Verdict:
-    ratios = _ratio(table, "mesanet, forgetting", table["position"] >= 0)
-    if not ratios:
-        return unanswered("the table lacks LLA or MesaNet")
-    return above(bootstrap(ratios), 1.0, "error of MesaNet that forgets over that of LLA")
-
-
 CLAIMS = (
     Claim(
         "improves",
         "LLA keeps improving within every segment: its error falls to less than half.",
         SOURCE,
-        _lla_improves,
+        _gain("lla", below, 0.5),
     ),
-    Claim("first", "MesaNet is better than LLA before the first change.", SOURCE, _mesanet_first),
-    Claim("later", "MesaNet is worse than LLA after the first change.", SOURCE, _mesanet_later),
+    Claim(
+        "first",
+        "MesaNet is better than LLA before the first change.",
+        SOURCE,
+        _against_lla("mesanet", "first segment", below),
+    ),
+    Claim(
+        "later",
+        "MesaNet is worse than LLA after the first change.",
+        SOURCE,
+        _against_lla("mesanet", "later segments", above),
+    ),
     Claim(
         "softmax",
         "Softmax attention gains little within a segment: its error stays above half.",
         SOURCE,
-        _softmax_gains_little,
+        _gain("softmax", above, 0.5),
     ),
     Claim(
         "dim",
@@ -123,6 +133,6 @@ CLAIMS = (
         "forgetting",
         "LLA is better than a MesaNet that forgets at the best constant rate.",
         OURS,
-        _forgetting,
+        _against_lla("mesanet, forgetting", "all positions", above),
     ),
 )

@@ -105,10 +105,11 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
 
 def _choose(method: Method, stream: Stream) -> dict[str, float]:
     """The constants of the lowest error; one that is no number is none."""
-    means = [
-        _errors(method, stream, setting).mean().nan_to_num(torch.inf).item() for setting in method.settings()
-    ]
-    return method.settings()[means.index(min(means))]
+
+    def error(setting: dict[str, float]) -> float:
+        return _errors(method, stream, setting).mean().nan_to_num(torch.inf).item()
+
+    return min(method.settings(), key=error)
 
 
 def _errors(method: Method, stream: Stream, setting: dict[str, float]) -> Tensor:

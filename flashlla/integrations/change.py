@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+TARGETS = ("lla", "parallax")
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,29 @@ class Target:
 
     name: str
     options: dict[str, Any]
+
+    @classmethod
+    def of(cls, to: str, options: dict[str, Any], defaults: Mapping[str, Any]) -> Target:
+        """What a caller asked for.
+
+        Args:
+            to: one of ``TARGETS``.
+            options: those of ``"lla"``; Parallax takes none but their defaults.
+            defaults: theirs, ``__kwdefaults__`` of the function that was called.
+
+        Raises:
+            ValueError: an unknown target, or an option of the other one.
+        """
+        if to not in TARGETS:
+            raise ValueError(f"to={to!r} is unknown; choose one of {', '.join(TARGETS)}")
+        if to == "lla":
+            return cls(to, options)
+        if given := [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]:
+            raise ValueError(
+                f"{', '.join(given)} is for to='lla'; leave it out: Parallax has no ridge, and in place "
+                "of the gate a scale of its own, learned from 0"
+            )
+        return cls(to, {})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from flashlla.nn import SoftmaxAttention
 
 M = TypeVar("M", bound=nn.Module)
 
-TARGETS = ("lla", "parallax")
 _CONVERTED = (*torch_modules.CLASSES.values(), *own_modules.CLASSES.values())
 # Classes of packages that need not be there: (module that has it once it was imported, name).
 _TRANSFORMERS = ("transformers.modeling_utils", "PreTrainedModel")
@@ -72,36 +71,20 @@ def convert(
         NotImplementedError: attention that cannot be converted: add_bias_kv, add_zero_attn, subclasses.
             Whatever is raised, the model is as it was.
     """
-    target = _target(to, ridge, ridge_init, gate, gate_init)
+    options = {"ridge": ridge, "ridge_init": ridge_init, "gate": gate, "gate_init": gate_init}
+    target = Target.of(to, options, convert.__kwdefaults__)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if _is_instance(model, *_TRANSFORMERS):
         from flashlla.integrations.transformers import convert_attention
 
-        return convert_attention(
-            model, to, ridge=ridge, ridge_init=ridge_init, gate=gate, gate_init=gate_init
-        )
+        return convert_attention(model, to, **options)
     found = _search(model)
     changes = list(_plan(found, target))
     torch_modules.warn_of_dropout(found.multihead)
     for change in changes:
         change.apply()
     return model
-
-
-def _target(to: str, ridge, ridge_init, gate, gate_init) -> Target:
-    if to not in TARGETS:
-        raise ValueError(f"to={to!r} is unknown; choose one of {', '.join(TARGETS)}")
-    options = {"ridge": ridge, "ridge_init": ridge_init, "gate": gate, "gate_init": gate_init}
-    if to == "lla":
-        return Target(to, options)
-    defaults = convert.__kwdefaults__
-    if given := [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]:
-        raise ValueError(
-            f"{', '.join(given)} is for to='lla'; leave it out: Parallax has no ridge, and in place "
-            "of the gate a scale of its own, learned from 0"
-        )
-    return Target(to, {})
 
 
 # ---- what there is to convert --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from flashlla.nn.cache import KINDS, Cache, GrowingKVCache, KVCache, PagedKVCach
 from flashlla.nn.cache.base import check_counts
 from flashlla.nn.cache.sliding import sliding_capacity
 from flashlla.nn.checks import check_backend, check_mask, check_sizes, check_solver
-from flashlla.nn.per_head import Gate, Ridge
+from flashlla.nn.per_head import Gate, Ridge, SolvesForProbe
 from flashlla.nn.rotary import Rotation, packed_positions, rotate, rotation
 
 NORM_EPS = 1e-6
@@ -303,7 +303,7 @@ class SoftmaxAttention(_Attention):
     _with_kvcache = staticmethod(functional.softmax_attention_with_kvcache)
 
 
-class LocalLinearAttention(_Attention):
+class LocalLinearAttention(SolvesForProbe, _Attention):
     """Local linear attention (arXiv 2510.01450): a ridge regression of the values around every query.
 
     Args:
@@ -344,15 +344,6 @@ class LocalLinearAttention(_Attention):
         self.ridge = Ridge(ridge, ridge_init, heads, device, dtype)
         self.gate = Gate(gate, gate_init, heads, device, dtype)
         self.solver, self.rtol, self.max_iters = solver, rtol, max_iters
-
-    def _options(self) -> dict:
-        return {
-            "ridge": self.ridge(),
-            "gate": self.gate(),
-            "solver": self.solver,
-            "rtol": self.rtol,
-            "max_iters": self.max_iters,
-        }
 
 
 class ParallaxAttention(_Attention):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from flashlla import _validation, functional
 from flashlla.nn.checks import check_backend, check_solver
-from flashlla.nn.per_head import Gate, Ridge
+from flashlla.nn.per_head import Gate, Ridge, SolvesForProbe
 
 
 class _Packed(NamedTuple):
@@ -202,7 +202,7 @@ class _MultiheadAttention(nn.MultiheadAttention):
         return query.dim() == 2
 
 
-class MultiheadAttention(_MultiheadAttention):
+class MultiheadAttention(SolvesForProbe, _MultiheadAttention):
     """Local linear attention (arXiv 2510.01450) behind the interface of :class:`torch.nn.MultiheadAttention`.
 
     Constructor arguments, initialisation and state dict are torch's, so weights load in both directions; with
@@ -244,15 +244,6 @@ class MultiheadAttention(_MultiheadAttention):
         self.ridge = Ridge(ridge, ridge_init, num_heads, **factory)
         self.gate = Gate(gate, gate_init, num_heads, **factory)
         self.solver, self.rtol, self.max_iters = solver, rtol, max_iters
-
-    def _options(self) -> dict:
-        return {
-            "ridge": self.ridge(),
-            "gate": self.gate(),
-            "solver": self.solver,
-            "rtol": self.rtol,
-            "max_iters": self.max_iters,
-        }
 
 
 class ParallaxMultiheadAttention(_MultiheadAttention):

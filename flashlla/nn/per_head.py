@@ -73,3 +73,16 @@ class Gate(_PerHead):
 
     def forward(self) -> float | Tensor:
         return self.value if self.raw is None else self.raw
+
+
+class SolvesForProbe:
+    """A layer with a ``ridge``, a ``gate`` and the options of a solver: what its functions take of these."""
+
+    def _options(self) -> dict:
+        return {
+            "ridge": self.ridge(),
+            "gate": self.gate(),
+            "solver": self.solver,
+            "rtol": self.rtol,
+            "max_iters": self.max_iters,
+        }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import check_size
+from ..config import check_given_sizes
 from .transformer import DiffusionConfig, DiffusionTransformer
 
 
@@ -34,7 +34,7 @@ class TrajectoryConfig(DiffusionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_size("context_dim", self.context_dim, optional=True)
+        check_given_sizes(context_dim=self.context_dim)
 
 
 class TrajectoryTransformer(DiffusionTransformer):

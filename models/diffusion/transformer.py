@@ -13,8 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashlla.nn.checks import check_sizes
+
 from ..backbone import NORM_EPS, Model, SwiGLU
-from ..config import StackConfig, check_size
+from ..config import StackConfig, check_given_sizes
 from ..mixers.bidirectional import build_bidirectional_mixer
 
 LEVEL_FREQUENCIES = 256
@@ -40,9 +42,8 @@ class DiffusionConfig(StackConfig):
     condition_dim: int | None = None
 
     def __post_init__(self):
-        check_size("channels", self.channels)
-        for name in ("out_channels", "condition_dim"):
-            check_size(name, getattr(self, name), optional=True)
+        check_sizes(channels=self.channels)
+        check_given_sizes(out_channels=self.out_channels, condition_dim=self.condition_dim)
         super().__post_init__()
 
     @property

@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import check_size
+from flashlla.nn.checks import check_sizes
+
 from .transformer import DiffusionConfig, DiffusionTransformer, sinusoids
 
 AXES = "b f s d"  # batch, frame, place in the frame, width
@@ -47,7 +48,7 @@ class VideoConfig(DiffusionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_size("patch_size", self.patch_size)
+        check_sizes(patch_size=self.patch_size)
         if self.attention not in ATTENTION:
             raise ValueError(f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTION)}")
         if self.dim % 6:

@@ -9,8 +9,9 @@ import torch
 
 from flashlla import lla_attention, softmax_attention
 from flashlla.integrations import vllm as plugin
+from flashlla.integrations.settings import Settings
 from flashlla.integrations.vllm.batches import attend, make_batch, write
-from flashlla.integrations.vllm.settings import Settings, check_layer
+from flashlla.integrations.vllm.layers import check_layer
 
 HEADS, KV_HEADS, DIM, PAGE = 4, 2, 8, 4
 SCALE = 0.3

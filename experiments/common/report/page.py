@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import figures
 from ..experiment import Experiment
+from ..table import as_text
 
 if TYPE_CHECKING:
     from ..table import Table
@@ -20,13 +21,11 @@ class Section:
 
     Attributes:
         experiment: the experiment.
-        preset: what the table was computed with.
         table: its rows; None if there are no results yet.
         command: how they were made.
     """
 
     experiment: Experiment
-    preset: str
     table: Table | None
     command: str
 
@@ -47,10 +46,10 @@ def render(sections: list[Section]) -> str:
 def _values(section: Section) -> dict[str, Any]:
     """What the template shows of a section."""
     experiment, table = section.experiment, section.table
-    values = {"experiment": experiment, "preset": section.preset, "command": section.command, "verdicts": []}
+    values = {"experiment": experiment, "command": section.command, "verdicts": []}
     if table is None:
         return values
-    drawn = figures.draw(experiment, table)
+    drawn, summary = figures.draw(experiment, table), experiment.summary(table)
     return {
         **values,
         "verdicts": [(claim, claim.judge(table)) for claim in experiment.claims],
@@ -58,7 +57,7 @@ def _values(section: Section) -> dict[str, Any]:
             (name, _unique(figures.as_svg(figure), f"{experiment.name}-{name}"))
             for name, figure in drawn.items()
         ],
-        "summary": _table(experiment.summary(table)),
+        "summary": {"columns": list(summary.columns), "rows": as_text(summary)},
         "facts": {
             "trials": table["trial"].nunique(),
             "rows": len(table),
@@ -69,17 +68,6 @@ def _values(section: Section) -> dict[str, Any]:
             "torch": ", ".join(sorted(set(table["torch"]))),
         },
     }
-
-
-def _table(frame: Table) -> dict[str, Any]:
-    return {
-        "columns": list(frame.columns),
-        "rows": [[_cell(v) for v in row] for row in frame.itertuples(index=False)],
-    }
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _unique(svg: str, prefix: str) -> str:

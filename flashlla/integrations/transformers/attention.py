@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flashlla import functional
+from flashlla.integrations.settings import Settings
 from flashlla.integrations.transformers import masks
 from flashlla.integrations.transformers.masks import Mask
 
 PROBE = "flashlla_probe"  # the keyword under which a converted layer hands r to its attention function
-
-# What a configuration may hold, as ``config.lla_<name>``.
-DEFAULTS = {"ridge": 1.0, "gate": 1.0, "solver": "auto", "rtol": None, "max_iters": None, "backend": "auto"}
 
 # Arguments that change what attention computes, by the names that models use.
 _REFUSED = {
@@ -72,7 +70,7 @@ def lla_attention_forward(
         NotImplementedError: dropout, soft caps, sinks, biases, and masks that are not supported.
         ValueError, TypeError: as :func:`flashlla.lla_attention`.
     """
-    options = _configured(module, DEFAULTS)
+    options = _configured(module, Settings._fields)
     if (learned := getattr(module, "lla", None)) is not None:
         options |= {"ridge": learned.ridge(), "gate": learned.gate()}
     return _attention(LLA, module, (query,), key, value, attention_mask, options, **arguments)
@@ -105,7 +103,7 @@ def parallax_attention_forward(
 
 def _configured(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     config = getattr(module, "config", None)
-    return {name: getattr(config, f"lla_{name}", DEFAULTS[name]) for name in names}
+    return {name: getattr(config, f"lla_{name}", Settings._field_defaults[name]) for name in names}
 
 
 def _attention(

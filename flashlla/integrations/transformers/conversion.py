@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from flashlla.integrations.change import Target
 from flashlla.integrations.transformers.layers import PARTS, attach, converted_to, is_attention, record
 from flashlla.integrations.transformers.registration import register
 
@@ -52,7 +53,8 @@ def convert_attention(
             Whatever is raised, the model is as it was.
     """
     register()
-    options = _options(to, ridge=ridge, ridge_init=ridge_init, gate=gate, gate_init=gate_init)
+    options = {"ridge": ridge, "ridge_init": ridge_init, "gate": gate, "gate_init": gate_init}
+    options = Target.of(to, options, convert_attention.__kwdefaults__).options
     layers = _attention_layers(model)
     parts = [PARTS[to](layer, **options) for layer in layers]
     _set_implementation(model, layers, to)
@@ -60,20 +62,6 @@ def convert_attention(
         attach(layer, to, part)
         record(layer.config, to, options)
     return model
-
-
-def _options(to: str, **options: Any) -> dict[str, Any]:
-    if to not in PARTS:
-        raise ValueError(f"to={to!r} is unknown; choose one of {', '.join(PARTS)}")
-    if to == "lla":
-        return options
-    defaults = convert_attention.__kwdefaults__
-    if given := [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]:
-        raise ValueError(
-            f"{', '.join(given)} is for to='lla'; leave it out: Parallax has no ridge, and in place "
-            "of the gate a scale of its own, learned from 0"
-        )
-    return {}
 
 
 def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -278,7 +278,7 @@ class FlashLLAForCausalLM(FlashLLAPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Linear:
         """A layer with the weights of the logits: the model's own, which may be those of its embedding."""
         layer = nn.Linear(self.config.dim, self.config.vocab_size, bias=False, device="meta")
-        layer.weight = self._table
+        layer.weight = self.language_model.output_weight
         return layer
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -287,12 +287,6 @@ class FlashLLAForCausalLM(FlashLLAPreTrainedModel, GenerationMixin):
             plain.embedding.weight = new_embeddings.weight
         else:
             plain.head = new_embeddings.weight
-
-    @property
-    def _table(self) -> nn.Parameter:
-        """The weights of the logits."""
-        plain = self.language_model
-        return plain.embedding.weight if plain.head is None else plain.head
 
     @can_return_tuple
     def forward(
@@ -338,8 +332,9 @@ class FlashLLAForCausalLM(FlashLLAPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        x = outputs.last_hidden_state[:, kept].to(self._table.device)  # a device_map may have parted them
-        logits = self.language_model.logits(x)
+        plain = self.language_model
+        # A device_map may have parted hidden states and weights.
+        logits = plain.logits(outputs.last_hidden_state[:, kept].to(plain.output_weight.device))
         loss = None
         if labels is not None:
             first = first_tokens(attention_mask, position_ids, *labels.shape)

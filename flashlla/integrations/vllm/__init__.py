@@ -1,7 +1,7 @@
 """Serving with vLLM: after :func:`register`, its attention backend ``CUSTOM`` is local linear attention.
 
-The entry point ``vllm.general_plugins`` of this package calls it in every process of vLLM. ``settings`` and
-``batches`` do not import vLLM; ``backend``, which does, is imported when it is selected.
+The entry point ``vllm.general_plugins`` of this package calls it in every process of vLLM. ``batches`` and
+``layers`` do not import vLLM; ``backend``, which does, is imported when it is selected.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ from vllm.v1.attention.backend import (
 )
 
 from flashlla._validation import MAX_HEAD_DIM
+from flashlla.integrations.settings import Settings
 
 from .batches import Batch, attend, make_batch, write
-from .settings import Settings, check_layer
+from .layers import check_layer
 
 
 class LocalLinearAttentionBackend(AttentionBackend):

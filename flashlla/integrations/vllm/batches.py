@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashlla.functional import lla_attention_varlen, lla_attention_with_kvcache
-
-from .settings import Settings
+from flashlla.integrations.settings import Settings
 
 
 @dataclass(frozen=True)
