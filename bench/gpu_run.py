@@ -1,10 +1,11 @@
 """Everything that the GPU kernels promise, measured by one command.
 
-    python bench/gpu_run.py [--out FOLDER] [--quick] [--minutes 9] [--device cuda]
+    python bench/gpu_run.py [--out FOLDER] [--quick] [--minutes 9] [--device cuda] [--sections NAME ...]
 
 Checks come first: what fails them is not timed. Results are saved after every section, under
 ``bench/results/<device>`` unless ``--out`` names a folder, and the table of bars is printed last. The run
-watches its clock: what no longer fits is left out and says so. flashlla need not be installed.
+watches its clock: what no longer fits is left out and says so, and ``--sections`` measures it another time
+(several names; the other sections of the file stay). flashlla need not be installed.
 
 Without a GPU, ``TRITON_INTERPRET=1 python bench/gpu_run.py --device cpu --quick`` runs every section at tiny
 sizes in Triton's interpreter, to see that all of it works; it saves only where ``--out`` says.
@@ -21,6 +22,19 @@ from pathlib import Path
 from gpu.tree import make_importable
 
 STARTED = time.monotonic()
+SECTIONS = (
+    "matmul",
+    "checks",
+    "speed",
+    "decode",
+    "training",
+    "accuracy",
+    "memory",
+    "long",
+    "kernels",
+    "more speed",
+)
+LEAST_SECONDS = {"decode": 30.0, "training": 20.0}
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +44,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few and small sizes")
     parser.add_argument("--minutes", type=float, default=9.0, help="how long it may take (default: 9)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu (interpreted)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
     parser.add_argument("--check", help=argparse.SUPPRESS)  # one group of checks, in a process of its own
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
@@ -66,7 +81,7 @@ def checked_device(name: str, quick: bool):
             raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
         if interpreted:
             raise ValueError(f"--device {name} wants compiled kernels; unset TRITON_INTERPRET")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     elif device.type == "cpu":
         if not interpreted:
             raise ValueError("--device cpu needs Triton's interpreter; set TRITON_INTERPRET=1")
@@ -94,17 +109,23 @@ def run(options: argparse.Namespace) -> None:
         for row in checks.run_all(session):
             session.add("checks", row)
 
-    session.section("matmul", yardstick)
-    session.section("checks", check)
-    session.section("speed", speed.measure_first)
-    session.section("decode", decode.measure, seconds=60)
-    session.section("accuracy", accuracy.measure)
-    session.section("memory", memory.measure)
-    session.section("long", memory.run_long)
-    session.section("training", training.measure, seconds=20)
-    session.section("solvers", accuracy.compare_solvers)
-    session.section("kernels", kernels.measure)
-    session.section("more speed", speed.measure_rest)
+    measures = {
+        "matmul": yardstick,
+        "checks": check,
+        "speed": speed.measure_first,
+        "decode": decode.measure,
+        "training": training.measure,
+        "accuracy": accuracy.measure,
+        "memory": memory.measure,
+        "long": memory.run_long,
+        "kernels": kernels.measure,
+        "more speed": speed.measure_rest,
+    }
+    if options.sections:
+        session.keep_others({"matmul", *options.sections})
+    for name, measure in measures.items():
+        if name not in session.results:
+            session.section(name, measure, seconds=LEAST_SECONDS.get(name, 0.0))
     bars.compute(session)
     session.save()
     if session.path is not None:

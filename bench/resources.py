@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results" / "offline" / "resources.json"
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_DIMS = (64, 128, 256)
-VARIANTS = ("plain", "direct", "decode", "decode_parallax")  # these have every kernel
+VARIANTS = ("plain", "decode", "decode_parallax")  # these have every kernel
 
 
 def compile_kernels(target: str, head_dim: int, variants: list[str]) -> list[dict]:
@@ -31,7 +31,7 @@ def compile_kernels(target: str, head_dim: int, variants: list[str]) -> list[dic
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     kept = ("kernel", "float64", "BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "shared", "registers")
-    kept += ("spilled", "spilled_in_loops", "instructions", "DIRECT")
+    kept += ("spilled", "spilled_in_loops", "instructions")
     return [{name: row[name] for name in kept if name in row} for row in rows]
 
 
@@ -80,8 +80,7 @@ def main() -> None:
     for target in arguments.target:
         for head_dim in arguments.head_dim:
             rows = compile_kernels(target, head_dim, arguments.variant)
-            # The direct call compiles the same kernels less their solver: the plain ones count.
-            found = {identity(row): row for row in rows if not row.get("DIRECT")}
+            found = {identity(row): row for row in rows}
             before = {identity(row): row for row in results.get(f"{target}/{head_dim}", [])}
             results[f"{target}/{head_dim}"] = list((before | found).values())
             save_json(RESULTS, results)

@@ -6,6 +6,8 @@ derivative (a gradient penalty, say) would silently be zero.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,11 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(_NO_DOUBLE_BACKWARD)
+
+
+# PyTorch asks for these signatures in every call, and making one takes longer than a kernel's launch.
+for _function in (_Attention, _AttentionBackward):
+    _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
 def attend(

@@ -26,6 +26,11 @@ class Backend(NamedTuple):
     summary: str
     named_only: tuple[str, ...] = ()  # devices where "auto" does not take it
     decodes_only: bool = False  # takes a few new queries over a cache, and nothing else
+    solvers: tuple[str, ...] = (
+        "auto",
+        "cg",
+        "direct",
+    )  # of all calls but decoding
 
 
 def _nothing_missing() -> None:
@@ -64,6 +69,7 @@ BACKENDS: dict[str, Backend] = {
         _triton_missing,
         "Triton kernels, on the CPU interpreted",
         named_only=("cpu",),
+        solvers=("auto", "cg"),
     ),
     "cuda": Backend(
         "flashlla.ops.cuda",
@@ -92,7 +98,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def rejection(name: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> str | None:
+def rejection(
+    name: str, device_type: str, dtype: torch.dtype, decoding: bool = False, solver: str = "auto"
+) -> str | None:
     """Why a backend cannot take these operands, or None if it can."""
     backend = BACKENDS[name]
     if backend.devices is not None and device_type not in backend.devices:
@@ -102,11 +110,15 @@ def rejection(name: str, device_type: str, dtype: torch.dtype, decoding: bool = 
         return f"backend {name!r} takes {names}, not {str(dtype).removeprefix('torch.')}"
     if backend.decodes_only and not decoding:
         return f"backend {name!r} takes only up to {MAX_DECODE_QUERIES} queries a sequence, over a cache"
+    if solver not in backend.solvers and not decoding:
+        return f"backend {name!r} has no solver {solver!r}, only {' and '.join(map(repr, backend.solvers))}"
     return backend.missing()
 
 
-def choose(requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> Choice:
-    """The backend for operands of this device and dtype, and for a call that decodes or does not.
+def choose(
+    requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False, solver: str = "auto"
+) -> Choice:
+    """The backend for operands of this device and dtype, a solver, and a call that decodes or does not.
 
     A backend that the caller names is taken or refused, never replaced; ``"auto"`` follows
     ``FLASHLLA_BACKEND`` if that is set, and takes the first backend that fits otherwise.
@@ -123,13 +135,13 @@ def choose(requested: str, device_type: str, dtype: torch.dtype, decoding: bool 
     if requested == "reference":
         return Choice(requested, reason)
     if requested != "auto":
-        why_not = rejection(requested, device_type, dtype, decoding)
+        why_not = rejection(requested, device_type, dtype, decoding, solver)
         if why_not:
             raise NotImplementedError(f"{why_not}; use backend='auto'")
         return Choice(requested, reason)
     passed_over = []
     for name, backend in BACKENDS.items():
-        why_not = rejection(name, device_type, dtype, decoding)
+        why_not = rejection(name, device_type, dtype, decoding, solver)
         if why_not is None and device_type in backend.named_only:
             why_not = f"{name!r} is taken on {device_type} only by name"
         if why_not is None:
@@ -138,9 +150,11 @@ def choose(requested: str, device_type: str, dtype: torch.dtype, decoding: bool 
     raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
 
 
-def choose_name(requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False) -> str:
+def choose_name(
+    requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False, solver: str = "auto"
+) -> str:
     """The name alone, as a constant to compilers: the choice imports modules, which they cannot trace."""
-    return choose(requested, device_type, dtype, decoding).name
+    return choose(requested, device_type, dtype, decoding, solver).name
 
 
 # What torch.compiler.assume_constant_result sets, without the import of the whole compiler that it costs.

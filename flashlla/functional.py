@@ -97,7 +97,8 @@ def lla_attention(
         causal: bottom-right aligned causal mask (see the module docstring).
         window_size: number of visible keys, the diagonal included; None means all.
         solver: ``"cg"`` (conjugate gradients, every row stops at its own tolerance), ``"direct"`` (explicit
-            covariances), or ``"auto"`` (cg, and on the CPU direct for the rows that converge slowly).
+            covariances, not by the Triton kernels), or ``"auto"`` (cg, and on the CPU direct for the rows
+            that converge slowly).
         rtol: relative residual at which a row stops, in (0, 1); None follows the dtype.
         max_iters: most iterations of ``"cg"``; None means ``2 * head_dim + 16``.
         deterministic: None follows ``torch.are_deterministic_algorithms_enabled()``. All present
@@ -486,7 +487,7 @@ def _resolve(
     if deterministic not in (None, True, False):
         raise TypeError(f"deterministic must be True, False or None, got {deterministic!r}")
     options = Options(scale, bool(causal), window_size or 0, solver, rtol, max_iters)
-    return options, _backends.choose_name(backend, q.device.type, q.dtype, decoding)
+    return options, _backends.choose_name(backend, q.device.type, q.dtype, decoding, solver)
 
 
 def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward:

@@ -44,13 +44,11 @@ class Contender:
     ours: bool = False
 
 
-def member(
-    kind: str, ridge: float | None = None, rtol: float | None = None, solver: str = "auto"
-) -> Contender:
+def member(kind: str, ridge: float | None = None, rtol: float | None = None) -> Contender:
     """A member of the family through the public function, with the Triton kernels by name."""
     name, options, products = kind, {"backend": "triton"}, (6.0, 22.0) if kind == "parallax" else (2.0, 15.0)
     if kind == "lla":
-        options |= {"ridge": ridge, "rtol": rtol, "solver": solver}
+        options |= {"ridge": ridge, "rtol": rtol}
         name = f"lla, ridge {ridge:g}" + ("" if rtol is None else f", rtol {rtol:g}")
         iterations = 25 / ridge**0.25
         products = (10 + 4 * iterations, 31 + 8 * iterations)

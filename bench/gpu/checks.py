@@ -29,7 +29,7 @@ from flashlla.testing.problems import random_operands
 from gpu.calls import FUNCTIONS
 from gpu.training import MIXER_NAMES, WARM_UP, Trainer
 
-TIMED = ("timed", "direct timed", "compile")
+TIMED = ("timed", "compile")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PACKED = {"lla": flashlla.lla_attention_varlen, "parallax": flashlla.parallax_attention_varlen}
 PACKED |= {"softmax": flashlla.softmax_attention_varlen}
@@ -42,9 +42,8 @@ TIMED_HEADS = 16  # like the calls that are timed: Triton compiles anew for a nu
 class Check(NamedTuple):
     """One call with its gradients.
 
-    ``variation`` is ``plain``, ``grouped``, ``window``, ``bidirectional``, ``packed`` or ``direct``;
-    ``timed`` and ``direct timed`` are calls just as they are timed, ``compile`` is one that is only run,
-    ``training`` a training step.
+    ``variation`` is ``plain``, ``grouped``, ``window``, ``bidirectional`` or ``packed``; ``timed`` are calls
+    just as they are timed, ``compile`` is one that is only run, ``training`` a training step.
     """
 
     kind: str
@@ -70,26 +69,22 @@ def groups(quick: bool, interpreted: bool) -> dict[str, list[Check]]:
     """Checks by the name of their group; those that compile longest come first."""
     if interpreted:
         return _tiny()
-    dims = (64,) if quick else (64, 128)
-    found = {f"lla d={dim}": [*_steady("lla", "bfloat16", dim), *_timed("lla", dim)] for dim in dims}
+    dims, found = (64,) if quick else (64, 128), {}
+    for dim in dims:
+        found[f"lla d={dim}"] = _steady("lla", "bfloat16", dim)
+        found[f"lla timed d={dim}"] = _timed("lla", dim)
     found["training"] = [Check(mixer, "bfloat16", 64, 4096, variation="training") for mixer in MIXER_NAMES]
     for dim in dims:
-        found[f"direct d={dim}"] = [
-            Check("lla", "bfloat16", dim, n, ridge, variation, heads=heads)
-            for n, heads, variation in ((330, 2, "direct"), (1024, TIMED_HEADS, "direct timed"))
-            for ridge in (0.1, 0.01)
-        ]
         found[f"published d={dim}"] = [
             Check("published", "bfloat16", dim, 2048, 10.0, "timed", heads=TIMED_HEADS)
         ]
         for kind in ("parallax", "softmax"):
             found[f"{kind} d={dim}"] = [*_steady(kind, "bfloat16", dim), *_timed(kind, dim)]
     for kind, ridges in (("lla", (1.0, 0.1)), ("parallax", (None,)), ("softmax", (None,))):
-        found[f"{kind} variations"] = [
-            Check(kind, "bfloat16", 64, 330, ridge, variation, heads=4)
-            for variation in ("grouped", "window", "bidirectional", "packed")
-            for ridge in ridges
-        ]
+        for variation in ("grouped", "window", "bidirectional", "packed"):
+            found[f"{kind} {variation}"] = [
+                Check(kind, "bfloat16", 64, 330, ridge, variation, heads=4) for ridge in ridges
+            ]
     for dtype in () if quick else ("float16", "float32"):
         found |= {f"{kind} {dtype}": _steady(kind, dtype, 64) for kind in FUNCTIONS}
     return found
@@ -113,7 +108,6 @@ def _tiny() -> dict[str, list[Check]]:
         "parallax d=16": [Check("parallax", "bfloat16", 16, 40)],
         "softmax d=16": [Check("softmax", "bfloat16", 16, 40)],
         "published d=16": [Check("published", "bfloat16", 16, 40, 10.0)],
-        "direct d=16": [Check("lla", "bfloat16", 16, 40, 0.1, "direct")],
         "lla variations": [Check("lla", "float32", 16, 40, 1.0, v) for v in ("grouped", "window", "packed")],
     }
 
@@ -162,7 +156,6 @@ def _errors_over_ceilings(check: Check, device: torch.device) -> dict[str, float
     options |= {
         "window": {"window_size": check.n // 3},
         "bidirectional": {"causal": False},
-        "direct": {"solver": "direct"},
     }.get(check.variation, {})
     actual = evaluate(function, operands, do, backend="triton", **options)
     return _shares(check, actual, exact(function, operands, do, **options))
@@ -178,7 +171,7 @@ def _timed_over_ceilings(check: Check, operands: dict[str, Tensor], do: Tensor) 
     """A call as it is timed; heads do not meet, so the first and the last one stand for all."""
     function, options, exactly = FUNCTIONS[check.kind], {"backend": "triton"}, {"backend": "blockwise"}
     if check.kind == "lla":
-        options |= {"ridge": check.ridge, "solver": "direct" if check.variation == "direct timed" else "auto"}
+        options |= {"ridge": check.ridge}
         exactly |= {"ridge": check.ridge, "rtol": 1e-9}
         with torch.no_grad():
             flashlla.lla_attention_with_stats(**operands, **options)
@@ -217,7 +210,7 @@ def run_all(session) -> list[dict]:
         return [run_check(check, session.device) for checks in todo.values() for check in checks]
     seconds = session.minutes * 60 * 0.45
     deadline = time.monotonic() + min(seconds, session.left())
-    with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) // 2))) as pool:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 2)) as pool:  # each mostly compiles, on one core
         results = pool.map(lambda name: _elsewhere(name, todo[name], session, deadline), todo)
         return [row for rows in results for row in rows]
 

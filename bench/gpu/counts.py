@@ -33,7 +33,7 @@ def executed(name: str, constants: dict) -> Products | None:
     """Products of one launch, None for a kernel that sweeps nothing or that is not known here."""
     terms, probe, f = (constants.get(c, 0) for c in ("TERMS", "PROBE_TERMS", "F_TERMS"))
     solved = constants.get("SOLVED", False) or f > 0
-    iterations = 0 if constants.get("DIRECT", False) else 2 + terms
+    iterations = 2 + terms
     kbar = 0 if solved else terms
     return {
         "probe_fwd": Products(1 + terms, iterations),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpu.calls import call_of, member, operands
 from gpu.launches import split
-from gpu.speed import sizes, tuned
+from gpu.speed import last_tuned, sizes
 
 
 def measure(session) -> None:
@@ -14,7 +14,7 @@ def measure(session) -> None:
     for dim in dims:
         x = operands(n, dim, session.batch, session.heads, session.device)
         ours = [member("softmax"), member("parallax"), member("lla", 1.0), member("lla", 0.1)]
-        for contender in [*ours, tuned(session, "kernels", x, dim)]:
+        for contender in [*ours, last_tuned(session, dim)]:
             with session.attempt("kernels", contender=contender.name, d=dim, n=n) as row:
                 session.require_trusted(contender.kind, dim, contender.ridge if contender.ours else None)
                 call = call_of(contender, x, backward=True)

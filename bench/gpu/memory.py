@@ -11,7 +11,7 @@ from flashlla import lla_attention
 from flashlla.testing.numerics import error_norm_ratio
 from gpu.calls import Contender, call_of, member, operands, rivals
 from gpu.counts import operations
-from gpu.speed import BOTH, FORWARD, tuned
+from gpu.speed import BOTH, FORWARD, last_tuned
 
 LAST_ROWS = 16  # of the long sequence, which are held against the definition
 HARMLESS = 0.02  # error of such a row; the budgets are for whole tensors
@@ -47,7 +47,7 @@ def measure(session) -> None:
     x = operands(n, dim, 1, heads, session.device)
     flash = [rival for rival in rivals(quick=True)[0] if rival.name == "sdpa flash"]
     ours = [member("softmax"), member("parallax"), member("lla", 1.0)]
-    for contender in [*flash, *ours, tuned(session, "memory", x, dim)]:
+    for contender in [*flash, *ours, last_tuned(session, dim)]:
         for direction in (FORWARD, BOTH):
             with session.attempt(
                 "memory", contender=contender.name, d=dim, n=n, heads=heads, direction=direction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ class Session:
         timer: measures calls.
         batch, heads: of the calls that are timed.
         rate: operations a second of a matrix product, the yardstick.
-        results: sections by name, each with ``status``, ``seconds``, ``notes`` and ``rows``.
+        results: sections by name, each with ``status``, ``commit``, ``seconds``, ``notes`` and ``rows``.
     """
 
     def __init__(self, device: torch.device, quick: bool, minutes: float, out: Path | None, started: float):
@@ -138,9 +139,32 @@ class Session:
 
     # ---- sections ----
 
+    def keep_others(self, names: set[str]) -> None:
+        """Take over all sections but these from the file of an earlier run on this kind of device.
+
+        Raises:
+            SystemExit: there is no such file, or it is of other sizes or another device.
+        """
+        if self.path is None or not self.path.exists():
+            raise SystemExit(f"--sections adds to the results of an earlier run, but there is no {self.path}")
+        found = json.loads(self.path.read_text())
+        for what, here, there in (
+            ("device", self.machine["device"], found["machine"]["device"]),
+            ("size", "quick" if self.quick else "full", "quick" if found["quick"] else "full"),
+        ):
+            if here != there:
+                raise SystemExit(f"--sections: {self.path} is of another {what}, {there}; this run is {here}")
+        self.results = {name: rows for name, rows in found["sections"].items() if name not in names}
+
     def section(self, name: str, measure: Callable[[Session], None], seconds: float = 0.0) -> None:
         """Run a section that needs so many seconds at least, and save what there is."""
-        self.results[name] = {"status": "done", "seconds": 0.0, "notes": [], "rows": []}
+        self.results[name] = {
+            "status": "done",
+            "commit": self.machine["commit"],
+            "seconds": 0.0,
+            "notes": [],
+            "rows": [],
+        }
         start = time.monotonic()
         print(f"{name}  ({self.left():.0f} s left)", flush=True)
         try:

@@ -24,6 +24,7 @@ from gpu.launches import observed
 FORWARD, BOTH = "forward", "forward and backward"
 RIDGES = (10.0, 1.0, 0.1)
 LOOSE = 1e-3
+HOST_UP_TO = 2048  # the time of launching a call does not depend on its length
 EMULATED_UP_TO = 4096  # rows of the float64 emulation, whose memory is quadratic
 
 
@@ -88,6 +89,8 @@ def _measure_one(session, section: str, contender: Contender, x: dict[str, Tenso
         session.require_time_for(operations(products, n, dim, batch * heads))
         timing = session.timer.measure(call_of(contender, x, direction == BOTH))
         row |= timing._asdict()
+        if n <= HOST_UP_TO:
+            row["host_ms"] = session.timer.host_ms(call_of(contender, x, direction == BOTH))
         flash = time_of(session, "sdpa flash", dim, n, direction)
         row["over_sdpa_flash"] = timing.ms / flash if flash else None
         if contender.ours:
@@ -148,6 +151,11 @@ def tuned(session, section: str, x: dict[str, Tensor], dim: int) -> Contender:
         session.published[dim] = _search(session, section, x, dim)
         session.note(section, f"published, d={dim}: {session.published[dim]}")
     return published(1.0, session.published[dim])
+
+
+def last_tuned(session, dim: int) -> Contender:
+    """The baseline as it was searched in this run, or else as it comes: for what is not its time."""
+    return published(1.0, session.published.get(dim, default_configs(dim)))
 
 
 def _search(session, section: str, x: dict[str, Tensor], dim: int) -> Configs:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-GRAPH_BELOW_MS = 2.0  # a shorter call is replayed from a CUDA graph: launching it from Python may take longer
+GRAPH_BELOW_MS = 20.0  # a shorter call is replayed from a CUDA graph: its launches may take Python longer
+HOST_CALLS = 10
 
 
 class Timing(NamedTuple):
@@ -54,6 +55,17 @@ class Timer:
         more = int(self.seconds * 1e3 / max(times[0], 1e-3))
         times += [self._once(call) for _ in range(min(50, max(2, more)))]
         return Timing(statistics.median(times), len(times), method)
+
+    def host_ms(self, call: Callable[[], object]) -> float:
+        """Median milliseconds that Python takes to launch a call, which bounds models of short sequences."""
+        times = []
+        for _ in range(HOST_CALLS):
+            if self.cuda:
+                torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(times)
 
     def _once(self, call: Callable[[], object]) -> float:
         """Milliseconds of one call. The eviction before it gives Python time to get ahead of the device."""

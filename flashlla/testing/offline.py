@@ -178,7 +178,6 @@ def _hip_resources(compiled) -> Resources:
 # One call, changed in one thing at a time.
 VARIANTS: dict[str, dict] = {
     "plain": {},
-    "direct": {"solver": "direct"},
     "parallax": {"member": "parallax"},
     "softmax": {"member": "softmax"},
     "full": {"causal": False},
@@ -195,7 +194,6 @@ VARIANTS: dict[str, dict] = {
     "decode_parallax": {"new_rows": 1, "member": "parallax", "kv_heads": 1},
     "decode_softmax": {"new_rows": 1, "member": "softmax", "paged": True},
 }
-ONCE = ("plain", "direct")  # these two have every kernel
 
 
 def launches_of(
@@ -204,7 +202,6 @@ def launches_of(
     *,
     member: str = "lla",
     dtype: torch.dtype = torch.bfloat16,
-    solver: str = "cg",
     causal: bool = True,
     window_size: int = 0,
     packed: bool = False,
@@ -232,7 +229,7 @@ def launches_of(
     table = torch.arange(4, dtype=torch.int32)[None] if paged else None
     layout = Layout(cu_seqlens_q=bounds) if packed else Layout()
     layout = Layout(seqlens_k=bounds[-1:], block_table=table) if cache else layout
-    options = Options(dim**-0.5, causal, window_size, solver, rtol, 2 * dim + 16)
+    options = Options(dim**-0.5, causal, window_size, "auto", rtol, 2 * dim + 16)
     with recorded(target) as launches:
         out = backend.forward(q, k, k, probe, ridge, gate, layout, options, True)
         if not cache:

@@ -46,11 +46,6 @@ def test_small_ridge_at_a_usual_head_dimension(case):
     check(case, "triton")
 
 
-@cases(*(Case(n=40, d=16, ridge=0.1, data="steep", dtype=dtype) for dtype in DTYPES))
-def test_direct_solver(case):
-    check(case, "triton", solver="direct")
-
-
 @cases(
     *(
         Case(n=n, kv_len=kv_len, d=16, ridge=0.1, dtype=dtype, **mask)

@@ -103,6 +103,11 @@ DENSE = {
     "window_bool": (dense(window_size=True), TypeError, "window_size bool"),
     "window_without_causal": (dense(window_size=3, causal=False), ValueError, "window_size 3 causal"),
     "solver": (dense(solver="lu"), ValueError, "solver 'lu' auto cg direct"),
+    "solver_of_triton": (
+        dense(solver="direct", backend="triton"),
+        NotImplementedError,
+        "triton solver 'direct' auto cg",
+    ),
     "rtol_zero": (dense(rtol=0.0), ValueError, "rtol 0.0"),
     "rtol_one": (dense(rtol=1.0), ValueError, "rtol 1.0"),
     "rtol_nan": (dense(rtol=NAN), ValueError, "rtol nan"),

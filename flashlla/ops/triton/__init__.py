@@ -1,6 +1,6 @@
 """Triton kernels for training and prefill.
 
-A forward pass solves for the probe (``solve.py``, ``direct.py``) and applies it (``apply.py``); a backward
+A forward pass solves for the probe (``solve.py``) and applies it (``apply.py``); a backward
 pass prepares rows (``adjoint.py``) and then sums over keys and over rows (``gradients.py``). Parallax and
 softmax attention skip what they have no use for. Nothing of the operands is copied, nothing waits for the
 host, nothing is added atomically.
@@ -8,13 +8,14 @@ host, nothing is added atomically.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashlla.ops.triton import decode, direct
-from flashlla.ops.triton._launch import Problem, parts, strides
+from flashlla.ops.triton import _runtime, decode
+from flashlla.ops.triton._launch import FEW, Problem, parts, strides
 from flashlla.ops.triton.adjoint import adjoint_bwd_kernel
 from flashlla.ops.triton.apply import apply_fwd_kernel
 from flashlla.ops.triton.gradients import EBAR, LSE, PLANES, keys_bwd_kernel, rows_bwd_kernel
@@ -44,19 +45,21 @@ def forward(
     iterations = torch.zeros(rows, dtype=torch.int32, device=q.device)
     residual = torch.zeros(rows, dtype=accumulate, device=q.device)
     saved = None
-    for part in parts(q, k, v, solved, layout, options):
-        state = _solve(part, ridge, gate, iterations, residual if stats else None) if solved else None
-        if solved and part.saves:
-            saved = state
-        given = _Probe(part, probe, state)
-        part.launch(
-            apply_fwd_kernel,
-            "apply_fwd",
-            *(*part.tensors, *given.operand, *_per_row(q, ridge, gate), part.broken, o, lse),
-            TERMS=part.terms if given.terms else 1,
-            PROBE_TERMS=given.terms,
-            SOLVED=solved,
-        )
+    with _runtime.aside(q.device) as side:
+        for part in parts(q, k, v, solved, layout, options):
+            with side() if part.rows == FEW else nullcontext():
+                state = _solve(part, ridge, gate, iterations, residual if stats else None) if solved else None
+                given = _Probe(part, probe, state)
+                part.launch(
+                    apply_fwd_kernel,
+                    "apply_fwd",
+                    *(*part.tensors, *given.operand, *_per_row(q, ridge, gate), part.broken, o, lse),
+                    TERMS=part.terms if given.terms else 1,
+                    PROBE_TERMS=given.terms,
+                    SOLVED=solved,
+                )
+            if solved and part.saves:
+                saved = state
     kbar, g = _saved(q, solved, saved)
     return Forward(o, lse, kbar, g, residual, iterations)
 
@@ -85,12 +88,21 @@ def backward(
         dridge=torch.empty(**per_row) if solved else None,
         dgate=torch.empty(**per_row),
     )
-    for part in parts(q, k, v, solved, layout, options):
-        if solved:
-            state = _Solved(None, kbar, g) if part.saves else _solve(part, ridge, gate)
-        else:
-            state = _Solved(None, part.state(q.shape[-1]), g)
-        _backward_part(part, do, probe, ridge, gate, state, grads)
+    few = []
+    with _runtime.aside(q.device) as side:
+        for part in parts(q, k, v, solved, layout, options):
+            with side() if part.rows == FEW else nullcontext():
+                if not solved:
+                    state = _Solved(None, part.state(q.shape[-1]), g)
+                else:
+                    state = _Solved(None, kbar, g) if part.saves else _solve(part, ridge, gate)
+                rows = _backward_rows(part, do, probe, ridge, gate, state, grads)
+            if part.rows == FEW:
+                few.append(rows)
+            else:
+                _backward_keys(rows, grads)
+    for rows in few:  # these add to the gradients of keys that the others have left
+        _backward_keys(rows, grads)
     return grads
 
 
@@ -119,10 +131,7 @@ def _solve(
         *(state.lse, state.kbar, part.split(state.g), iterations),
         TERMS=part.terms,
         PROBE_TERMS=part.probe_terms,
-        DIRECT=part.direct,
     )
-    if part.direct:
-        direct.solve(part, part.split(state.g), state.lse, state.kbar, ridge)
     if residual is not None:
         part.launch(
             residual_kernel,
@@ -135,8 +144,19 @@ def _solve(
     return state
 
 
-def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads: Gradients) -> None:
-    """Gradients of the rows of one part, and what they add to those of keys and values."""
+class _Rows(NamedTuple):
+    """What the rows of one part leave for the gradients of the keys that they see."""
+
+    part: Problem
+    tensors: tuple  # q, k, v and do with their strides
+    probe: _Probe
+    f: Tensor
+    f_terms: int
+    planes: Tensor
+
+
+def _backward_rows(part: Problem, do, probe, ridge, gate, state: _Solved, grads: Gradients) -> _Rows:
+    """Gradients of the rows of one part."""
     solved = ridge is not None
     planes = part.state(planes=PLANES)
     f = part.split(part.state(part.q.shape[-1] if solved else 0))
@@ -153,24 +173,27 @@ def _backward_part(part: Problem, do, probe, ridge, gate, state: _Solved, grads:
         F_TERMS=f_terms,
         SOLVED=solved,
         GIVEN=probe is not None,
-        DIRECT=part.direct,
     )
-    if solved and part.direct:
-        direct.solve(part, f, planes[LSE.value], state.kbar, ridge)
-    terms = {"PROBE_TERMS": given.terms, "F_TERMS": f_terms}
     part.launch(
         rows_bwd_kernel,
         "rows_bwd",
         *(*tensors, *given.operand, *per_row, part.broken, state.kbar, f, planes, planes.stride(0)),
         *(grads.dq, grads.dridge if solved else part.q, grads.dgate),
-        **terms,
+        PROBE_TERMS=given.terms,
+        F_TERMS=f_terms,
     )
-    part.launch(
+    return _Rows(part, tensors, given, f, f_terms, planes)
+
+
+def _backward_keys(rows: _Rows, grads: Gradients) -> None:
+    """What the rows of one part give to the gradients of keys and values, on top of it if they see FEW."""
+    rows.part.launch(
         keys_bwd_kernel,
         "keys_bwd",
-        *(*tensors, *given.operand, f, planes, planes.stride(0), grads.dk, grads.dv),
+        *(*rows.tensors, *rows.probe.operand, rows.f, rows.planes, rows.planes.stride(0), grads.dk, grads.dv),
         over_keys=True,
-        **terms,
+        PROBE_TERMS=rows.probe.terms,
+        F_TERMS=rows.f_terms,
     )
 
 

@@ -46,8 +46,6 @@ UNSPECIALIZED = (
     "length",
     "tiles",
     "blocks",
-    "first_tile",
-    "exact_rows",
     "heads",
     "kv_heads",
     "window",

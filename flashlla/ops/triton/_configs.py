@@ -79,6 +79,11 @@ SMALL = {  # 99 KiB of shared memory: sm_86, sm_89, sm_120; 64 KiB: gfx9
 TABLES = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": HOPPER, "gfx9": SMALL, "small": SMALL}
 
 
+def padded(dim: int) -> int:
+    """A head dimension as tiles have it: the next power of two, at least 16."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
 def architecture(device: torch.device) -> str:
     """The entry of ``TABLES`` for a device; the small blocks for unknown ones and the interpreter."""
     if device.type != "cuda" or triton.knobs.runtime.interpret:
@@ -94,17 +99,11 @@ def _capability_name(capability: tuple[int, int]) -> str:
     return name.get(capability, "small")
 
 
-def full_precision(device: torch.device) -> str:
-    """How a device multiplies float32 numbers with all their digits."""
-    return "ieee" if architecture(device) == "gfx9" else "tf32x3"
-
-
 def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
     """The configuration of a launch: a tuned one if there is one, else the heuristic's.
 
     Args:
-        kernel: one of ``KERNELS``, ``"covariance"`` or ``"system"`` of the direct solver, ``"moments"`` or
-            ``"weighted"`` of decoding.
+        kernel: one of ``KERNELS``, or ``"moments"`` or ``"weighted"`` of decoding.
         block: the larger of both padded head dimensions.
         wide: operands in float64.
     """
@@ -117,14 +116,10 @@ def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
 
 def heuristic(kernel: str, architecture: str, block: int, wide: bool) -> Config:
     """The configuration for an :func:`architecture`; other arguments as for :func:`choose`."""
-    if kernel == "system":  # one row a program; its tiles are those of the covariances
-        return heuristic("covariance", architecture, block, wide)._replace(num_warps=1 if block <= 64 else 4)
     if kernel in ("moments", "weighted"):  # decoding
         if block <= 64:
             return Config(16, 32, 4, 3)
         return Config(16, 32, 8, 2) if architecture == "sm_90" and block <= 128 else Config(16, 16, 8, 3)
-    if kernel == "covariance":
-        return Config(16, 16, 8, 1) if wide or architecture == "small" else Config(64, 32, 8, 1)
     if wide:
         if block > 64:
             return Config(16, 16, 8 if block > 128 else 4, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -36,7 +35,8 @@ def parts(q: Tensor, k: Tensor, v: Tensor, solved: bool, layout: Layout, options
         return [Problem(*call, wide=True)]
     if layout == Layout() and not options.causal:
         return [Problem(*call, rows=MANY)]
-    return [Problem(*call, rows=MANY), Problem(*call, rows=FEW, wide=True)]
+    # The small part first: it runs beside the large one.
+    return [Problem(*call, rows=FEW, wide=True), Problem(*call, rows=MANY)]
 
 
 class Problem:
@@ -73,9 +73,7 @@ class Problem:
         # Weights are split unless the tolerance asks for less than their rounding leaves.
         self.terms = 1 if self.wide or options.rtol >= 4 * torch.finfo(q.dtype).eps else 2
         self.probe_terms = 1 if self.wide else 2
-        # "auto" iterates: docs/performance.md counts what either solver costs.
-        self.direct = options.solver == "direct"
-        self.block_d, self.block_v = (max(16, triton.next_power_of_2(t.shape[-1])) for t in (q, v))
+        self.block_d, self.block_v = (_configs.padded(t.shape[-1]) for t in (q, v))
         self.empty = torch.empty(0, dtype=torch.int32, device=q.device)
 
     @property
@@ -179,7 +177,7 @@ class Problem:
             if self.rows == FEW and self.options.causal and self.layout.seqlens_k is None:
                 few_rows = max(self.q.shape[1] - self.k.shape[1], 0) + self.few
                 total = min(total, self.few if over_keys else few_rows)
-            return triton.cdiv(total, block), self.empty
+            return -(-total // block), self.empty
         cu_q, cu_k = self.layout.packed
         own = (cu_k if over_keys else cu_q).diff().long()
         counts = (own + block - 1) // block

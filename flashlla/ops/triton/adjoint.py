@@ -154,7 +154,6 @@ def adjoint_bwd_kernel(
     F_TERMS: tl.constexpr,
     SOLVED: tl.constexpr,
     GIVEN: tl.constexpr,
-    DIRECT: tl.constexpr,
     LAYOUT: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -162,8 +161,7 @@ def adjoint_bwd_kernel(
 ):
     """For every row: lse (log2 of the sum of exponentials) and ebar in ACC; NaN in ebar marks a broken row.
 
-    SOLVED reads kbar and writes f in units of 1 / ridge, split, or with DIRECT the right-hand side of its
-    system; the others write kbar, GIVEN dprobe as well.
+    SOLVED reads kbar and writes f in units of 1 / ridge, split; the others write kbar, GIVEN dprobe as well.
     """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
@@ -220,27 +218,25 @@ def adjoint_bwd_kernel(
         tl.store(kbar_at, kbar, mask=mask)
     h = gate[:, None] * tl.where(seen[:, None], state.ek / weight[:, None] - e[:, None] * kbar, 0.0)
     if SOLVED:
-        f = h
-        if not DIRECT:
-            f, _ = conjugate_gradients(
-                h,
-                q,
-                scale,
-                lse,
-                lo,
-                hi,
-                keys,
-                columns,
-                dims,
-                kbar,
-                ridge,
-                span,
-                rtol,
-                max_iters,
-                DIM,
-                WINDOW,
-                TERMS,
-            )
+        f, _ = conjugate_gradients(
+            h,
+            q,
+            scale,
+            lse,
+            lo,
+            hi,
+            keys,
+            columns,
+            dims,
+            kbar,
+            ridge,
+            span,
+            rtol,
+            max_iters,
+            DIM,
+            WINDOW,
+            TERMS,
+        )
         store_split(p_f, offsets, f, 1.0 / ridge, exists, dims, DIM, OPERAND, F_TERMS)
     if GIVEN:
         h = tl.where((fine | (lo >= hi))[:, None], h, float("nan"))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashlla.ops.triton import _runtime
+from flashlla.ops.triton import _configs, _runtime
 from flashlla.ops.triton._common import ACC, UNSPECIALIZED, all_finite, load_rows
 
 BLOCK = 64
@@ -52,7 +52,7 @@ def count_broken(k: Tensor, v: Tensor) -> Tensor:
     """How many keys before each one, and in all, are broken: int32 ``[batch, kv_heads, kv_len + 1]``."""
     batch, length, heads, dim = k.shape
     broken = torch.zeros(batch, heads, length + 1, dtype=torch.int32, device=k.device)
-    blocks = triton.cdiv(length, BLOCK)
+    blocks = -(-length // BLOCK)
     if blocks * heads * batch == 0:
         return broken
     _runtime.run(
@@ -68,8 +68,8 @@ def count_broken(k: Tensor, v: Tensor) -> Tensor:
         heads,
         DIM=dim,
         VALUE_DIM=v.shape[-1],
-        BLOCK_D=max(16, triton.next_power_of_2(dim)),
-        BLOCK_V=max(16, triton.next_power_of_2(v.shape[-1])),
+        BLOCK_D=_configs.padded(dim),
+        BLOCK_V=_configs.padded(v.shape[-1]),
         BLOCK=BLOCK,
         ACC=ACC[k.dtype],
         num_warps=4,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from flashlla.ops.triton import _configs, _runtime, cached
@@ -71,7 +70,7 @@ class _Call:
         pages = (table, table.stride(0), k.shape[1]) if self.paged else (self.lengths, 0, 1)
         self.cache = (k, *strides(k), v, *strides(v), self.lengths, *pages)
         self.dim, self.value_dim = q.shape[-1], v.shape[-1]
-        self.block_d, self.block_v = (max(16, triton.next_power_of_2(t.shape[-1])) for t in (q, v))
+        self.block_d, self.block_v = (_configs.padded(t.shape[-1]) for t in (q, v))
         self.block = max(self.block_d, self.block_v)
         self.mask = {"CAUSAL": options.causal, "WINDOW": 0 < options.window_size < capacity}
 
@@ -156,10 +155,10 @@ def _weighted(call: _Call, probe: Tensor | None, gate: Tensor) -> None:
 
     config = call.config("weighted")
     sharing = call.heads // call.kv_heads * q.shape[1]
-    block_m = min(max(16, triton.next_power_of_2(sharing)), MOST_ROWS)
+    block_m = min(_configs.padded(sharing), MOST_ROWS)
     _runtime.run(
         weighted_kernel,
-        triton.cdiv(sharing, block_m) * call.splits * call.kv_heads * q.shape[0],
+        -(-sharing // block_m) * call.splits * call.kv_heads * q.shape[0],
         *(q, *strides(q), *call.cache, probe if given else q, *strides(probe), *state),
         *(*sizes, call.kv_heads, options.scale),
         **shared,

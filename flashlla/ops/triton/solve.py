@@ -315,10 +315,9 @@ def probe_fwd_kernel(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
-    DIRECT: tl.constexpr,
 ):
     """kbar ``[rows, DIM]`` and lse ``[rows]`` (log2 of the sum of exponentials) in ACC, and the probe in
-    units of 1 / ridge, split. With DIRECT its right-hand side takes its place: ``direct.py`` solves.
+    units of 1 / ridge, split.
     """
     sequences = Sequences(q_len, k_len, p_cu_q, p_cu_k, p_lengths, p_tiles)
     place = locate(sequences, tl.program_id(0), tiles, heads, few, BLOCK_M, LAYOUT)
@@ -349,27 +348,25 @@ def probe_fwd_kernel(
     kbar = tl.where(seen[:, None], state.k / weight[:, None], 0.0)
 
     b = tl.where(seen[:, None], q.to(ACC) - kbar, 0.0)
-    g, iterations = b, tl.zeros((BLOCK_M,), tl.int32)
-    if not DIRECT:
-        g, iterations = conjugate_gradients(
-            b,
-            q,
-            scale,
-            lse,
-            lo,
-            hi,
-            keys,
-            columns,
-            dims,
-            kbar,
-            ridge,
-            span,
-            rtol,
-            max_iters,
-            DIM,
-            WINDOW,
-            TERMS,
-        )
+    g, iterations = conjugate_gradients(
+        b,
+        q,
+        scale,
+        lse,
+        lo,
+        hi,
+        keys,
+        columns,
+        dims,
+        kbar,
+        ridge,
+        span,
+        rtol,
+        max_iters,
+        DIM,
+        WINDOW,
+        TERMS,
+    )
 
     offsets = own_rows(place, rows, total, heads)
     tl.store(p_iterations + offsets, iterations, mask=exists)

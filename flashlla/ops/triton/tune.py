@@ -34,7 +34,7 @@ def tune(
         report: called with a line of text for every kernel.
     """
     pass_of = _passes(head_dim, length, heads, device)
-    block = max(16, triton.next_power_of_2(head_dim))
+    block = _configs.padded(head_dim)
     chosen: dict[str, Config] = {}
     for kernel in _configs.KERNELS:
         start = _configs.heuristic(kernel, _configs.architecture(torch.device(device)), block, wide=False)
