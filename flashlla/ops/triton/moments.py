@@ -139,7 +139,7 @@ def moments_kernel(
     if TILES > 1:
         row_shift = mean_of(keys, first, first < end, dim_rows, DIM, PAGED)
 
-    top, total = -float("inf"), 0.0
+    top, total = -float("inf"), tl.zeros((BLOCK_N,), tl.float32)
     k_scale, v_scale = SMALLEST_SCALE, SMALLEST_SCALE
     k_sum, v_sum = tl.zeros((BLOCK_D, 16), tl.float32), tl.zeros((ROWS_V, 16), tl.float32)
     a, b = tl.zeros((ROWS_D, BLOCK_D), tl.float32), tl.zeros((ROWS_V, BLOCK_D), tl.float32)
@@ -149,10 +149,12 @@ def moments_kernel(
         k = load_cached(keys, rows, exists, dims, DIM, PAGED).to(tl.float32)
         v = load_cached(values, rows, exists, value_dims, VALUE_DIM, PAGED).to(tl.float32)
         s = tl.where(exists, tl.sum(k * q[None, :], 1), -float("inf"))
-        new_top = tl.maximum(top, 2.0 * tl.ceil(0.5 * tl.max(s, 0)))
-        new_k = tl.maximum(k_scale, power_of_two_above(tl.max(tl.max(tl.abs(k), 1), 0)))
-        new_v = tl.maximum(v_scale, power_of_two_above(tl.max(tl.max(tl.abs(v), 1), 0)))
-        if (new_top > top) | (new_k > k_scale) | (new_v > v_scale):
+        k_size, v_size = tl.max(tl.abs(k), 1), tl.max(tl.abs(v), 1)
+        # One reduction over the keys decides whether the three that follow from it are needed: rarely.
+        if tl.max(((s > top) | (k_size > k_scale) | (v_size > v_scale)).to(tl.int32), 0) > 0:
+            new_top = tl.maximum(top, 2.0 * tl.ceil(0.5 * tl.max(s, 0)))
+            new_k = tl.maximum(k_scale, power_of_two_above(tl.max(k_size, 0)))
+            new_v = tl.maximum(v_scale, power_of_two_above(tl.max(v_size, 0)))
             shrink, k_shrink, v_shrink = tl.exp2(top - new_top), k_scale / new_k, v_scale / new_v
             total *= shrink
             k_sum *= shrink * k_shrink
@@ -161,7 +163,7 @@ def moments_kernel(
             b *= shrink * k_shrink * v_shrink
             top, k_scale, v_scale = new_top, new_k, new_v
         root = tl.exp2(0.5 * (s - top))
-        total += tl.sum(root * root, 0)
+        total += root * root
         u = ((k - k_shift[None, :]) * (root * (HEADROOM / k_scale))[:, None]).to(tl.float16)
         z = ((v - v_shift[None, :]) * (root * (HEADROOM / v_scale))[:, None]).to(tl.float16)
         weights = as_columns(root)
@@ -189,7 +191,7 @@ def moments_kernel(
     state = ((batch * q_len + token) * heads + head) * splits + i_split
     if tile == 0:
         tl.store(p_stats + 2 * state, top)
-        tl.store(p_stats + 2 * state + 1, total)
+        tl.store(p_stats + 2 * state + 1, tl.sum(total, 0))
         tl.store(p_key_sums + 2 * state * DIM + dims, k_shift, mask=dims < DIM)
         tl.store(p_key_sums + (2 * state + 1) * DIM + dims, tl.sum(k_sum, 1) * k_scale, mask=dims < DIM)
     p_value_sums += 2 * state * VALUE_DIM + value_dims
