@@ -70,10 +70,17 @@ def test_the_fastest_wins_and_what_does_not_fit_is_passed_over():
 def test_a_whole_run(capsys):
     lines = []
     configs = tune.tune(
-        16, length=20, heads=1, device="cpu", candidates=[Config(16, 16, 4, 1)], report=lines.append
+        16,
+        length=20,
+        heads=1,
+        device="cpu",
+        candidates=[Config(16, 16, 4, 1)],
+        decoding_candidates=[Config(16, 16, 4, 2)],
+        report=lines.append,
     )
-    assert set(configs) == {tuning.key(kernel, 16) for kernel in _configs.KERNELS}
-    assert len(lines) == len(_configs.KERNELS)
+    kernels = (*_configs.KERNELS, *_configs.DECODING)
+    assert set(configs) == {tuning.key(kernel, 16) for kernel in kernels}
+    assert len(lines) == len(kernels)
 
 
 def test_the_command_needs_a_gpu(capsys):

@@ -17,6 +17,7 @@ from flashlla.ops.triton import tuning
 from flashlla.ops.triton.tuning import Config
 
 KERNELS = ("probe_fwd", "apply_fwd", "adjoint_bwd", "rows_bwd", "keys_bwd")
+DECODING = ("moments", "weighted")
 
 # Half precision operands; head dimensions are padded to a power of two and at least 16.
 HOPPER = {  # and sm_100
@@ -103,7 +104,7 @@ def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
     """The configuration of a launch: a tuned one if there is one, else the heuristic's.
 
     Args:
-        kernel: one of ``KERNELS``, or ``"moments"`` or ``"weighted"`` of decoding.
+        kernel: one of ``KERNELS`` or ``DECODING``.
         block: the larger of both padded head dimensions.
         wide: operands in float64.
     """
@@ -116,10 +117,11 @@ def choose(kernel: str, device: torch.device, block: int, wide: bool) -> Config:
 
 def heuristic(kernel: str, architecture: str, block: int, wide: bool) -> Config:
     """The configuration for an :func:`architecture`; other arguments as for :func:`choose`."""
-    if kernel in ("moments", "weighted"):  # decoding
+    if kernel in DECODING:
+        rows = 32 if block > 128 else block  # of the second moments; the other kernel has no use for it
         if block <= 64:
-            return Config(16, 32, 4, 3)
-        return Config(16, 32, 8, 2) if architecture == "sm_90" and block <= 128 else Config(16, 16, 8, 3)
+            return Config(rows, 32, 4, 3)
+        return Config(rows, 32, 8, 2) if architecture == "sm_90" and block <= 128 else Config(rows, 16, 8, 3)
     if wide:
         if block > 64:
             return Config(16, 16, 8 if block > 128 else 4, 1)

@@ -18,7 +18,6 @@ from flashlla.ops.triton.moments import moments_kernel
 from flashlla.ops.triton.weighted import merge_weighted_kernel, weighted_kernel
 from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options
 
-MOMENT_TILES = 8  # of A and B where a dimension is above 128: one program could not hold them
 MERGE_ROWS = 16  # of A and B, a program
 MOST_ROWS = 64  # a tile of the rows that share keys
 
@@ -109,7 +108,7 @@ def _solved(call: _Call, ridge: Tensor, gate: Tensor) -> None:
     sizes = (q.shape[1], call.heads, call.splits, options.window_size)
 
     config = call.config("moments")
-    tiles = 1 if call.block <= 128 else MOMENT_TILES
+    tiles = max(1, call.block // config.BLOCK_M)
     _runtime.run(
         moments_kernel,
         tiles * call.splits * call.rows,

@@ -11,10 +11,10 @@ import triton
 
 from flashlla.ops import triton as backend
 from flashlla.ops.triton import _configs, tuning
-from flashlla.ops.triton.tuning import CANDIDATES, Config
+from flashlla.ops.triton.tuning import CANDIDATES, DECODING_CANDIDATES, Config
 from flashlla.ops.types import Layout, Options
 
-FORWARD = ("probe_fwd", "apply_fwd")  # the other kernels are those of the backward pass
+FORWARD = ("probe_fwd", "apply_fwd")  # the other kernels of training are those of the backward pass
 
 
 def tune(
@@ -23,12 +23,13 @@ def tune(
     heads: int = 16,
     device: str = "cuda",
     candidates: Iterable[Config] = CANDIDATES,
+    decoding_candidates: Iterable[Config] = DECODING_CANDIDATES,
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Config]:
     """The fastest configuration of every kernel for one head dimension, bfloat16, causal, ridge 1.
 
-    One kernel is varied at a time, within a whole forward or backward pass, so what is compared is what
-    counts.
+    One kernel is varied at a time, within a whole forward or backward pass or a whole step of decoding, so
+    what is compared is what counts.
 
     Args:
         report: called with a line of text for every kernel.
@@ -36,7 +37,7 @@ def tune(
     pass_of = _passes(head_dim, length, heads, device)
     block = _configs.padded(head_dim)
     chosen: dict[str, Config] = {}
-    for kernel in _configs.KERNELS:
+    for kernel in (*_configs.KERNELS, *_configs.DECODING):
         start = _configs.heuristic(kernel, _configs.architecture(torch.device(device)), block, wide=False)
 
         def measure(config: Config, kernel: str = kernel) -> float:
@@ -44,7 +45,8 @@ def tune(
                 return _milliseconds(pass_of(kernel), device)
 
         before = measure(start)
-        chosen[kernel], after = tuning.fastest(measure, candidates, start)
+        tried = decoding_candidates if kernel in _configs.DECODING else candidates
+        chosen[kernel], after = tuning.fastest(measure, tried, start)
         report(f"{kernel}: {tuple(start)} {before:.3f} ms, {tuple(chosen[kernel])} {after:.3f} ms")
     return {tuning.key(kernel, block): config for kernel, config in chosen.items()}
 
@@ -62,12 +64,20 @@ def _passes(head_dim: int, length: int, heads: int, device: str) -> Callable[[st
     def forward():
         return backend.forward(q, k, v, None, ridge, gate, layout, options, False)
 
+    def step(probe: torch.Tensor | None = None):
+        lengths = torch.full((1,), length, device=device)
+        own = None if probe is not None else ridge[:, -1:]
+        return backend.forward(
+            q[:, -1:], k, v, probe, own, gate[:, -1:], Layout(seqlens_k=lengths), options, False
+        )
+
     out = forward()
 
     def backward():
         return backend.backward(do, q, k, v, None, ridge, gate, out.kbar, out.g, layout, options)
 
-    return lambda kernel: forward if kernel in FORWARD else backward
+    passes = {"moments": step, "weighted": lambda: step(q[:, -1:]), **dict.fromkeys(FORWARD, forward)}
+    return lambda kernel: passes.get(kernel, backward)
 
 
 def _with(configs: dict[str, Config]) -> Callable[..., Config]:

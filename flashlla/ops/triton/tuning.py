@@ -52,6 +52,16 @@ CANDIDATES = tuple(
 )
 
 
+# For a step of decoding, where BLOCK_M is the rows of the second moments that one program sums.
+DECODING_CANDIDATES = tuple(
+    Config(m, n, warps, stages)
+    for m in (32, 64, 128)
+    for n in (16, 32, 64)
+    for warps in (4, 8)
+    for stages in (2, 3)
+)
+
+
 def device_name(device: torch.device) -> str:
     """The name of a device as it goes into a file name."""
     if device.type != "cuda":
