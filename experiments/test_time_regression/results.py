@@ -45,5 +45,8 @@ def draw(table: Table) -> dict:
     by_dim.set(
         title="by dimension, mean over segment lengths", xlabel="dimension d", xscale="log", yscale="log"
     )
+    dims = sorted(set(table["dim"]))
+    by_dim.set_xticks(dims, map(str, dims))
+    by_dim.minorticks_off()
     figure.legend(*by_dim.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return {"errors": figure}
