@@ -7,7 +7,9 @@ they are done; the outcome is what :func:`flashlla.experiments.common.sweep.comp
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +29,7 @@ def processes(workers: int) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
         if count == 0:
             return
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_use_one_thread)
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare_worker)
         try:
             futures = {pool.submit(compute, name, trial, folder): key for key, trial, folder in jobs}
             for future in as_completed(futures):
@@ -80,6 +82,17 @@ def _compute_elsewhere(name: str, trial: str) -> Any:
     _use_one_thread()
     with tempfile.TemporaryDirectory() as folder:
         return compute(name, trial, folder)
+
+
+def _prepare_worker() -> None:
+    """One thread for its sums, and an end with its parent: one that was killed terminates nobody."""
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _use_one_thread()
 
 
 def _use_one_thread() -> None:

@@ -1,8 +1,12 @@
 """``flashlla run``, ``list`` and ``report``: results, going on, wrong arguments."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pandas
+import psutil
 import pytest
 
 from flashlla import cli
@@ -49,6 +53,20 @@ def test_a_trial_that_was_cut_short_is_computed_again(finished):
     path.write_text(whole[:20])
     assert sweep.pending() == [key]
     path.write_text(whole)
+
+
+def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
+    sizes = ("--steps", "100000", "--seeds", "1")
+    words = ("run", "state_tracking", "--preset", "smoke", "--workers", "1", *sizes)
+    command = [sys.executable, "-m", "flashlla", *words, "--out", str(tmp_path / "out")]
+    parent = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out/trials/*/training/metrics.jsonl")):
+        assert parent.poll() is None
+        time.sleep(0.2)
+    children = parent.children(recursive=True)
+    parent.kill()
+    parent.wait()
+    assert children and not psutil.wait_procs(children, timeout=20)[1]
 
 
 def test_the_report_is_one_page_that_asks_for_nothing(finished, tmp_path, capsys):
