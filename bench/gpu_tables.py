@@ -1,6 +1,6 @@
 """Tables of docs/performance.md from the results of ``bench/gpu_run.py``.
 
-    python bench/gpu_tables.py bench/results/nvidia-h200/gpu.json
+python bench/gpu_tables.py bench/results/nvidia-h200/gpu.json
 """
 
 from __future__ import annotations

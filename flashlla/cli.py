@@ -16,7 +16,7 @@ from pathlib import Path
 from flashlla import __version__
 
 DEMO_NEEDS = ("rich", "matplotlib", "safetensors")
-EXPERIMENTS_NEED = (*DEMO_NEEDS, "pandas", "pyarrow", "tyro", "jinja2")
+EXPERIMENTS_NEED = (*DEMO_NEEDS, "pandas", "pyarrow", "sklearn", "statsmodels", "tyro", "jinja2")
 EXPERIMENT_COMMANDS = {
     "run": "run an experiment, or go on with it",
     "list": "name the experiments",

@@ -171,9 +171,9 @@ def _configuration(experiment: Experiment, preset: str, fields: Sequence[str]) -
 
 
 def _without_frame(message: str) -> str:
-    """What tyro says between two rules, in one line."""
-    lines = [line.strip() for line in message.splitlines()]
-    rules = [i for i, line in enumerate(lines) if line and not line.strip("-─ ")]
+    """What tyro says between two rules, or between the title and the rule of a box, in one line."""
+    lines = [line.strip(" │") for line in message.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and (line[0] == "╭" or not line.strip("-─ "))]
     inside = lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines
     return " ".join(line for line in inside if line)
 

@@ -12,7 +12,7 @@ import torch
 
 import flashlla
 
-PACKAGES = ("torch", "triton", "numpy", "transformers")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "statsmodels", "transformers")
 
 
 @functools.cache
