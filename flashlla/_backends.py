@@ -26,11 +26,7 @@ class Backend(NamedTuple):
     summary: str
     named_only: tuple[str, ...] = ()  # devices where "auto" does not take it
     decodes_only: bool = False  # takes a few new queries over a cache, and nothing else
-    solvers: tuple[str, ...] = (
-        "auto",
-        "cg",
-        "direct",
-    )  # of all calls but decoding
+    solvers: tuple[str, ...] = ("auto", "cg", "direct")  # of all calls but decoding
 
 
 def _nothing_missing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 
 import pytest
@@ -26,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+        _prepare_language_once_a_launch()
     asked = config.getoption("--fuzz-cases")
     settings.register_profile(
         "fuzz",
@@ -56,3 +60,33 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+def _prepare_language_once_a_launch() -> None:
+    """Keep Triton's interpreter from replacing ``triton.language`` anew for every call of a device function.
+
+    Once a launch is enough; most of the time of small kernels went into it.
+    """
+    import triton
+    from triton.runtime import interpreter
+
+    prepare, prepared = interpreter._patch_lang, set()
+
+    class Scope(interpreter._LangPatchScope):
+        def restore(self) -> None:
+            super().restore()
+            prepared.clear()
+
+    @functools.cache
+    def languages(fn) -> frozenset[int]:
+        known = (triton.language, triton.language.core)
+        return frozenset(id(value) for value in fn.__globals__.values() if any(value is m for m in known))
+
+    def prepare_once(fn) -> Scope:
+        scope = Scope()
+        if languages(fn) not in prepared:
+            prepared.add(languages(fn))
+            scope._changes = prepare(fn)._changes
+        return scope
+
+    interpreter._patch_lang = prepare_once
