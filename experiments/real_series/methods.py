@@ -1,11 +1,14 @@
-"""Estimators of the next target from the pairs before it, and the constants that each chooses from."""
+"""Estimators of the next target from the pairs before it, and the constants that each chooses from.
+
+``estimate(features, targets, start, **constants)`` takes pairs, ``[pairs, dim]`` and ``[pairs]``, and returns
+predictions for those from ``start`` on, ``[pairs - start]``, each from all pairs before it; ``start`` is at
+least 1.
+"""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,29 +16,11 @@ from torch import Tensor
 
 from flashlla import lla_attention, softmax_attention
 
+from ..common.methods import Method
+
 RADIUS = 1e4  # of the sphere that points lie on, in standard deviations of a feature
 SCALES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of logits, in 1 / dim
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
-
-@dataclass(frozen=True)
-class Method:
-    """An estimator, and the constants that the early part of a stream chooses from.
-
-    Attributes:
-        estimate: ``estimate(features, targets, start, **constants)`` takes pairs, ``[pairs, dim]`` and
-            ``[pairs]``, and returns predictions for those from ``start`` on, ``[pairs - start]``, each
-            from all pairs before it; ``start`` is at least 1.
-        grid: values of every constant.
-    """
-
-    estimate: Callable[..., np.ndarray]
-    grid: Mapping[str, Sequence[float]]
-
-    def settings(self) -> list[dict[str, float]]:
-        """All combinations of constants."""
-        combinations = itertools.product(*self.grid.values())
-        return [dict(zip(self.grid, values, strict=True)) for values in combinations]
 
 
 def operands(features: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from ..common.experiment import ExperimentConfig
+from ..common.methods import Method
 from .data import CONTROL, FORMS, SERIES, Stream, control_stream, series_stream
-from .methods import BASELINES, METHODS, MIXERS, Method
+from .methods import BASELINES, METHODS, MIXERS
 
 BLOCKS = 8  # of the late part of a stream, a row of the table each
 
@@ -106,4 +107,4 @@ def _choose(method: Method, stream: Stream) -> dict[str, float]:
         predictions = method.estimate(features, targets, start, **setting)
         return float(np.square(predictions - targets[start:]).mean())
 
-    return min(method.settings(), key=error)
+    return method.best(error)

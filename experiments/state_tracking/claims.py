@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..common.claims import Claim, Verdict, above, unanswered, within
 from ..common.figures import label
 from ..common.statistics import bootstrap
@@ -29,26 +31,17 @@ def _difference(table: Table, mixer: str, other: str) -> list[float]:
     return list((wide[mixer] - wide[other]).groupby("seed").mean())
 
 
-def _equal(mixer: str, other: str):
-    def judge(table: Table) -> Verdict:
+def _compare(mixer: str, other: str, judge: Callable[..., Verdict], *bounds: float):
+    """How much more accurate ``mixer`` is than ``other``, held against the bounds of a judge."""
+
+    def verdict(table: Table) -> Verdict:
         found = _difference(table, mixer, other)
         if not found:
             return unanswered(f"the table lacks {label(mixer)}, {label(other)} or tasks of 3 positions")
-        return within(
-            bootstrap(found), -EQUAL, EQUAL, f"accuracy of {label(mixer)} less that of {label(other)}"
-        )
+        unit = f"accuracy of {label(mixer)} less that of {label(other)}"
+        return judge(bootstrap(found), *bounds, unit)
 
-    return judge
-
-
-def _better(mixer: str, other: str):
-    def judge(table: Table) -> Verdict:
-        found = _difference(table, mixer, other)
-        if not found:
-            return unanswered(f"the table lacks {label(mixer)}, {label(other)} or tasks of 3 positions")
-        return above(bootstrap(found), 0.0, f"accuracy of {label(mixer)} less that of {label(other)}")
-
-    return judge
+    return verdict
 
 
 CLAIMS = (
@@ -56,18 +49,18 @@ CLAIMS = (
         "same",
         "LLA tracks states no better than softmax attention: accuracies at the end differ by less than 0.1.",
         SOURCE,
-        _equal("lla", "softmax"),
+        _compare("lla", "softmax", within, -EQUAL, EQUAL),
     ),
     Claim(
         "deltanet",
         "DeltaNet with negative eigenvalues tracks states better than LLA.",
         THEORY,
-        _better("deltanet", "lla"),
+        _compare("deltanet", "lla", above, 0.0),
     ),
     Claim(
         "deltanet_softmax",
         "DeltaNet with negative eigenvalues tracks states better than softmax attention.",
         THEORY,
-        _better("deltanet", "softmax"),
+        _compare("deltanet", "softmax", above, 0.0),
     ),
 )

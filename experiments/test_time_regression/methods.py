@@ -4,10 +4,7 @@ validation.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,26 +13,13 @@ from flashlla import lla_attention, softmax_attention
 from flashlla.models.mixers import delta_rule, linear_recurrence, mesanet
 from flashlla.models.mixers.base import unit
 
+from ..common.methods import Method
 from .data import Stream
 
 CHUNK = 64
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the logits, in units of 1 / sqrt(dim)
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FORGETTING = (0.995, 0.98, 0.95, 0.9)
-
-
-@dataclass(frozen=True)
-class Method:
-    """An estimator of the targets, and the constants that validation chooses from."""
-
-    estimate: Callable[..., Tensor]
-    grid: Mapping[str, Sequence[float]]
-
-    def settings(self) -> list[dict[str, float]]:
-        """All combinations of constants."""
-        return [
-            dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
-        ]
 
 
 def softmax(s: Stream, scale: float) -> Tensor:

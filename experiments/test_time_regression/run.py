@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..common.experiment import ExperimentConfig
+from ..common.methods import Method
 from .data import Stream, piecewise_linear
-from .methods import METHODS, Method
+from .methods import METHODS
 
 BIN = 32  # positions that one row of the table stands for
 
@@ -109,7 +110,7 @@ def _choose(method: Method, stream: Stream) -> dict[str, float]:
     def error(setting: dict[str, float]) -> float:
         return _errors(method, stream, setting).mean().nan_to_num(torch.inf).item()
 
-    return min(method.settings(), key=error)
+    return method.best(error)
 
 
 def _errors(method: Method, stream: Stream, setting: dict[str, float]) -> Tensor:
