@@ -27,6 +27,7 @@ class Backend(NamedTuple):
     named_only: tuple[str, ...] = ()  # devices where "auto" does not take it
     decodes_only: bool = False  # takes a few new queries over a cache, and nothing else
     solvers: tuple[str, ...] = ("auto", "cg", "direct")  # of all calls but decoding
+    least_dim: int = 1  # of head dimensions; smaller ones get zeros
 
 
 def _nothing_missing() -> None:
@@ -66,6 +67,7 @@ BACKENDS: dict[str, Backend] = {
         "Triton kernels, on the CPU interpreted",
         named_only=("cpu",),
         solvers=("auto", "cg"),
+        least_dim=2,  # Triton 3.6 does not compile products of rows that lie next to each other
     ),
     "cuda": Backend(
         "flashlla.ops.cuda",

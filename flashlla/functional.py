@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flashlla import _autograd, _backends, _library, _validation
 from flashlla.ops import reference
@@ -501,7 +502,15 @@ def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward
         nothing = torch.zeros_like(lse, requires_grad=False)
         return Forward(o, lse, q, q, nothing, nothing.to(torch.int32))
     attend = _autograd.attend if layout.seqlens_k is None else _library.forward  # a cache has no gradient
-    return attend(q, k, v, probe, ridge, gate, layout, options, backend, stats)
+    value_dim, least = v.shape[-1], _backends.BACKENDS[backend].least_dim
+    q, k, v, probe = (_widened(t, least) for t in (q, k, v, probe))
+    out = attend(q, k, v, probe, ridge, gate, layout, options, backend, stats)
+    return out if value_dim >= least else out._replace(o=out.o[..., :value_dim])
+
+
+def _widened(t: Tensor | None, least_dim: int) -> Tensor | None:
+    """Zeros behind a last dimension that is smaller; they change no result."""
+    return t if t is None or t.shape[-1] >= least_dim else pad(t, (0, least_dim - t.shape[-1]))
 
 
 def _per_row(value: float | Tensor, rows: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -514,8 +523,13 @@ def _with_stats(out: Forward) -> AttentionWithStats:
     return AttentionWithStats(out.o, out.lse.detach(), out.residual, out.iterations)
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 does not trace what it asks
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def _in_autocast(q: Tensor) -> bool:
-    return torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type)
+    return _has_autocast(q.device.type) and torch.is_autocast_enabled(q.device.type)
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -15,39 +15,52 @@ namespace flashlla {
 
 constexpr int kFewKeys = 4;  // times the head dimension
 
-template <bool bf16, int pad, bool aligned, int stages>
+template <bool bf16, int pad, bool aligned, int stages, int buffers>
 struct Solved {
   static constexpr bool kBf16 = bf16, kAligned = aligned;
-  static constexpr int kPad = pad, kStages = stages;
+  // Blocks of keys that are on their way or being read, and blocks of u and z.
+  static constexpr int kPad = pad, kStages = stages, kBuffers = buffers;
   // A block holds the moments of all keys and values, or those of a slab of 64 rows of each.
   static constexpr int kSlabs = pad > 128 ? pad / 64 : 1, kRows = pad / kSlabs;
   static constexpr int kHalves = kSlabs > 1 ? 2 : 1;  // warps that share a row of tiles
   static constexpr int kTiles = pad / kTile, kRowTiles = kRows / kTile;
-  static constexpr int kWarps = kRowTiles * kHalves, kThreads = kWarps * kWarp;
-  static constexpr int kBlocks = pad > 64 ? 1 : 3;  // a multiprocessor has room for, by registers
+  // Half of the threads, the first ones, make u and z of a block while the others multiply those of the block before.
+  static constexpr int kWarps = kRowTiles * kHalves, kProducers = kWarps * kWarp, kConsumers = kProducers;
+  static constexpr int kThreads = kProducers + kConsumers;
+  static constexpr int kBlocks = pad > 64 ? 1 : 2;  // a multiprocessor has room for, by registers
   // Tiles of a warp, of 16 columns each. A symmetric matrix of n rows of tiles is covered by tile (i, i + t mod n) for
   // t = 0 .. n / 2, the same number in every row.
   static constexpr int kCross = kTiles / kHalves, kSquare = kTiles / 2 / kHalves + 1;
 
-  using KeyLanes = Lanes<kPad, kThreads>;
-  using ValueLanes = Lanes<kRows, kThreads>;
+  using KeyLanes = Lanes<kPad, kProducers>;
+  using ValueLanes = Lanes<kRows, kProducers>;
 
   // Floats of a state: tiles as the threads hold them, a, x0, b, y0, m, l.
-  static constexpr int kFragments = (kSquare + kCross) * 2 * 4 * kThreads;
+  static constexpr int kFragments = (kSquare + kCross) * 2 * 4 * kConsumers;
   static constexpr int kState = kFragments + 2 * kPad + 2 * kRows + 4;
 
   static constexpr int kStageBytes = kTileBytes<kPad> + kTileBytes<kRows>;
-  static constexpr int kSweepFloats = kPad + kBlock + 3 * kWarps + 4;  // query, logits, maxima, flag
+  // Query, logits, maxima, factors, flag.
+  static constexpr int kSweepFloats = kPad + kBlock + 3 * kWarps + 2 * kBuffers + 4;
   static constexpr int kMergeFloats = System<kTiles, kThreads>::kFloats + 4 * kPad + kHalves * kRows;
-  static constexpr int kSweepBytes = (stages + 1) * kStageBytes + kSweepFloats * 4;
+  static constexpr int kSweepBytes = (stages + buffers) * kStageBytes + kSweepFloats * 4;
   static constexpr int kSharedBytes = kSweepBytes > kMergeFloats * 4 ? kSweepBytes : kMergeFloats * 4;
 };
 
-// Where a warp's tiles lie.
+template <class S>
+FLASHLLA_DEVICE bool produces() {
+  return thread_index() < S::kProducers;
+}
+template <class S>
+FLASHLLA_DEVICE int consumer_index() {
+  return thread_index() - S::kProducers;
+}
+
+// Where a consuming warp's tiles lie.
 template <class S>
 struct WarpTiles {
-  int row = thread_index() / kWarp % S::kRowTiles;  // of tiles within the slab
-  int half = thread_index() / kWarp / S::kRowTiles;
+  int row = consumer_index<S>() / kWarp % S::kRowTiles;  // of tiles within the slab
+  int half = consumer_index<S>() / kWarp / S::kRowTiles;
   FLASHLLA_DEVICE int turn(int i) const { return i * S::kHalves + half; }
   FLASHLLA_DEVICE int column(int slab, int i) const { return (slab * S::kRowTiles + row + turn(i)) % S::kTiles; }
   // Each pair (i, i + n / 2) comes up twice.
@@ -70,31 +83,46 @@ struct Maxima {
   float logit, key, value;
 };
 
+// What sum u u^T and sum z u^T are multiplied by.
+struct Factors {
+  float square, cross;
+};
+
 template <class S>
 struct Sweep {
-  uint16_t *stages, *u, *z;
+  uint16_t *stages, *buffers;
   float *q, *logits;
-  Maxima* maxima;  // of each warp
+  Maxima* maxima;  // of each producing warp
+  Factors* of_buffers;
   int* flag;
 
   FLASHLLA_DEVICE explicit Sweep(char* memory) : stages(reinterpret_cast<uint16_t*>(memory)) {
-    u = stages + S::kStages * S::kStageBytes / 2;
-    z = u + kTileBytes<S::kPad> / 2;
-    q = reinterpret_cast<float*>(u + S::kStageBytes / 2);
+    buffers = stages + S::kStages * S::kStageBytes / 2;
+    q = reinterpret_cast<float*>(buffers + S::kBuffers * S::kStageBytes / 2);
     logits = q + S::kPad;
     maxima = reinterpret_cast<Maxima*>(logits + kBlock);
-    flag = reinterpret_cast<int*>(maxima + S::kWarps);
+    of_buffers = reinterpret_cast<Factors*>(maxima + S::kWarps);
+    flag = reinterpret_cast<int*>(of_buffers + S::kBuffers);
   }
   FLASHLLA_DEVICE uint16_t* keys(int n) const { return stages + n % S::kStages * (S::kStageBytes / 2); }
   FLASHLLA_DEVICE uint16_t* values(int n) const { return keys(n) + kTileBytes<S::kPad> / 2; }
+  FLASHLLA_DEVICE uint16_t* u(int n) const { return buffers + n % S::kBuffers * (S::kStageBytes / 2); }
+  FLASHLLA_DEVICE uint16_t* z(int n) const { return u(n) + kTileBytes<S::kPad> / 2; }
+  // By which what comes before block n is multiplied.
+  FLASHLLA_DEVICE Factors& factors(int n) const { return of_buffers[n % S::kBuffers]; }
 };
+
+template <class S>
+FLASHLLA_DEVICE void sync_producers() {
+  sync_first<S::kProducers>();
+}
 
 template <class S>
 FLASHLLA_DEVICE void load_stage(const Problem& p, const Row& row, Range keys, int slab, int n, const Sweep<S>& memory) {
   const int block = keys.begin + n * kBlock, column = slab * S::kRows;
   if (block < keys.end) {
-    load_tile<S::kPad, S::kThreads, S::kAligned>(p, p.k, row, keys, block, 0, p.dim, memory.keys(n));
-    load_tile<S::kRows, S::kThreads, S::kAligned>(p, p.v, row, keys, block, column, p.value_dim, memory.values(n));
+    load_tile<S::kPad, S::kProducers, S::kAligned>(p, p.k, row, keys, block, 0, p.dim, memory.keys(n));
+    load_tile<S::kRows, S::kProducers, S::kAligned>(p, p.v, row, keys, block, column, p.value_dim, memory.values(n));
   }
   commit_copies();
 }
@@ -129,7 +157,7 @@ FLASHLLA_DEVICE Maxima compute_logits(const Sweep<S>& memory, int n, int count, 
   if (part == 0) memory.logits[r] = logit;
   top = {warp_max(logit), warp_max(top.key), warp_max(top.value)};
   if (lane == 0) memory.maxima[warp] = top;
-  sync_block();
+  sync_producers<S>();
 #pragma unroll
   for (int w = 0; w < S::kWarps; ++w) {
     const Maxima other = memory.maxima[w];
@@ -139,28 +167,28 @@ FLASHLLA_DEVICE Maxima compute_logits(const Sweep<S>& memory, int n, int count, 
 }
 
 // This thread's chunk of the mean of the first block's keys or values. `sums` is memory for a row of each step.
-template <bool bf16, int columns, int threads>
+template <class S, int columns>
 FLASHLLA_DEVICE void first_mean(const uint16_t* tile, int count, float* sums, float (&mean)[8]) {
-  using L = Lanes<columns, threads>;
+  using L = Lanes<columns, S::kProducers>;
   const L lane;
   const float share = 1.0f / float(count);
   float x[8], sum[8] = {};
 #pragma unroll 2
   for (int r = lane.first; r < kBlock; r += L::kStep) {
-    unpack<bf16>(*reinterpret_cast<const Chunk*>(tile + r * kPitch<columns> + lane.chunk * 8), x);
+    unpack<S::kBf16>(*reinterpret_cast<const Chunk*>(tile + r * kPitch<columns> + lane.chunk * 8), x);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] += x[i] * share;  // what does not exist is 0
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) sums[lane.first * columns + lane.chunk * 8 + i] = sum[i];
-  sync_block();
+  sync_producers<S>();
 #pragma unroll
   for (int i = 0; i < 8; ++i) mean[i] = 0.0f;
 #pragma unroll 2
   for (int r = 0; r < L::kStep; ++r)
 #pragma unroll
     for (int i = 0; i < 8; ++i) mean[i] += sums[r * columns + lane.chunk * 8 + i];
-  sync_block();
+  sync_producers<S>();
 }
 
 // A tile of keys or values to u or z or, with `rest`, to what the rounding of these left out, in the tile's own place.
@@ -193,65 +221,119 @@ FLASHLLA_DEVICE void centre_tile(uint16_t* tile, uint16_t* centred, const float*
 
 // ---- the state of a split ------------------------------------------------------------------------------------------
 
+// What the producers keep: of this thread's chunk and rows.
 template <class S>
-struct Moments {
-  float square[S::kSquare][2][4] = {}, cross[S::kCross][2][4] = {};  // sum u u^T, sum z u^T
-  float key_sum[8] = {}, value_sum[8] = {}, weights = 0.0f;  // sum r u, r z, r^2 of this thread's chunk and rows
+struct Sums {
+  float keys[8] = {}, values[8] = {}, weights = 0.0f;  // r u, r z, r^2
   float key_shift[8], value_shift[8];
   float m = -infinity(), key_scale = scale_for(0.0f), value_scale = scale_for(0.0f);
 
-  FLASHLLA_DEVICE void rescale(const Maxima& top) {
+  // For a block with these maxima; the first thread tells the consumers.
+  FLASHLLA_DEVICE void rescale(const Maxima& top, Factors& factors) {
     const float new_m = fmaxf(m, 2.0f * ceilf(0.5f * top.logit));
     const float new_key = fmaxf(key_scale, scale_for(top.key)), new_value = fmaxf(value_scale, scale_for(top.value));
-    if (new_m == m && new_key == key_scale && new_value == value_scale) return;
     const float weight = exp2f(m - new_m);
     const float key = key_scale * inverse_of(new_key), value = value_scale * inverse_of(new_value);
     m = new_m, key_scale = new_key, value_scale = new_value;
     weights *= weight;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) key_sum[i] *= weight * key, value_sum[i] *= weight * value;
-    scale_tiles(weight * key * key, weight * key * value);
-  }
-
-  FLASHLLA_DEVICE void scale_tiles(float of_square, float of_cross) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-#pragma unroll
-        for (int i = 0; i < S::kSquare; ++i) square[i][n][e] *= of_square;
-#pragma unroll
-        for (int i = 0; i < S::kCross; ++i) cross[i][n][e] *= of_cross;
-      }
+    for (int i = 0; i < 8; ++i) keys[i] *= weight * key, values[i] *= weight * value;
+    if (thread_index() == 0) factors = {weight * key * key, weight * key * value};
   }
 
   // A block of keys and values to u and z or, in its own place, to what these left out.
   template <bool rest>
   FLASHLLA_DEVICE void centre(const Sweep<S>& memory, int n) {
     float same = 0.0f;  // the values' weights are those of the keys
-    centre_tile<rest, S::kBf16, S::kPad, S::kThreads>(memory.keys(n), memory.u, memory.logits, m,
-                                                      inverse_of(key_scale), key_shift, key_sum, rest ? same : weights);
-    centre_tile<rest, S::kBf16, S::kRows, S::kThreads>(memory.values(n), memory.z, memory.logits, m,
-                                                       inverse_of(value_scale), value_shift, value_sum, same);
+    centre_tile<rest, S::kBf16, S::kPad, S::kProducers>(memory.keys(n), memory.u(n), memory.logits, m,
+                                                        inverse_of(key_scale), key_shift, keys, rest ? same : weights);
+    centre_tile<rest, S::kBf16, S::kRows, S::kProducers>(memory.values(n), memory.z(n), memory.logits, m,
+                                                         inverse_of(value_scale), value_shift, values, same);
+  }
+
+  // Block n, of `count` keys, to u and z; block n + kStages - 1 sets out.
+  FLASHLLA_DEVICE void produce(const Problem& p, const Row& row, Range range, int slab, int n, int count,
+                               const Sweep<S>& memory) {
+    if (S::kStages == 1) load_stage(p, row, range, slab, n, memory);
+    wait_for_copies<(S::kStages > 2 ? S::kStages - 2 : 0)>();
+    sync_producers<S>();  // the block is there, and nobody reads the one before any more
+    if (S::kStages > 1) load_stage(p, row, range, slab, n + S::kStages - 1, memory);
+    rescale(compute_logits(memory, n, count, p.scale * kLog2E), memory.factors(n));
+    if (n == 0) {
+      float* rows = reinterpret_cast<float*>(memory.u(n));
+      first_mean<S, S::kPad>(memory.keys(n), count, rows, key_shift);
+      first_mean<S, S::kRows>(memory.values(n), count, rows, value_shift);
+    }
+    centre<false>(memory, n);
+  }
+
+  // To scratch memory, in true units. `rows` is memory for a row of each step of both kinds of lanes.
+  FLASHLLA_DEVICE void store(float* state, float* rows) const {
+    const typename S::KeyLanes key;
+    const typename S::ValueLanes value;
+    const int thread = thread_index();
+    float *a = state + S::kFragments, *x0 = a + S::kPad, *b = x0 + S::kPad, *y0 = b + S::kRows, *rest = y0 + S::kRows;
+    float *value_rows = rows + key.kStep * S::kPad, *all_weights = value_rows + value.kStep * S::kRows;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      rows[key.first * S::kPad + key.chunk * 8 + i] = keys[i] * key_scale;
+      value_rows[value.first * S::kRows + value.chunk * 8 + i] = values[i] * value_scale;
+      if (key.first == 0) x0[key.chunk * 8 + i] = key_shift[i];
+      if (value.first == 0) y0[value.chunk * 8 + i] = value_shift[i];
+    }
+    if (key.chunk == 0) all_weights[key.first] = weights;
+    sync_producers<S>();
+    for (int d = thread; d < S::kPad; d += S::kProducers) a[d] = add_rows(rows + d, key.kStep, S::kPad);
+    for (int d = thread; d < S::kRows; d += S::kProducers) b[d] = add_rows(value_rows + d, value.kStep, S::kRows);
+    if (thread == 0) rest[0] = m, rest[1] = add_rows(all_weights, key.kStep, 1);
+  }
+
+  FLASHLLA_DEVICE static float add_rows(const float* x, int rows, int pitch) {
+    float sum = 0.0f;
+    for (int r = 0; r < rows; ++r) sum += x[r * pitch];
+    return sum;
+  }
+};
+
+// What the consumers keep: this warp's tiles of sum u u^T and sum z u^T.
+template <class S>
+struct Products {
+  float square[S::kSquare][2][4] = {}, cross[S::kCross][2][4] = {};
+
+  FLASHLLA_DEVICE void scale(const Factors& by) {
+    if (by.square == 1.0f && by.cross == 1.0f) return;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int i = 0; i < S::kSquare; ++i) square[i][n][e] *= by.square;
+#pragma unroll
+        for (int i = 0; i < S::kCross; ++i) cross[i][n][e] *= by.cross;
+      }
   }
 
   // Adds the products left u^T and z u^T of `count` keys: 16 at a time, as they lie in memory, transposed on the way.
   FLASHLLA_DEVICE void multiply(const uint16_t* left, const uint16_t* z, const uint16_t* u, int count, int slab) {
     const WarpTiles<S> tiles;
     const int lane = thread_index() % kWarp, low = lane % 8, middle = lane / 8 % 2 * 8, high = lane / 16 * 8;
+    const int first = slab * S::kRowTiles + tiles.row, column = (first + tiles.half) % S::kTiles;
     // Operands from the left have the two matrices in the middle swapped.
-    left += (low + high) * kPitch<S::kPad> + (slab * S::kRowTiles + tiles.row) * kTile + middle;
-    z += (low + high) * kPitch<S::kRows> + tiles.row * kTile + middle;
-    u += (low + middle) * kPitch<S::kPad> + high;
-    constexpr int key_step = 16 * kPitch<S::kPad>, value_step = 16 * kPitch<S::kRows>;
+    uint32_t left_row = shared_address(left + (low + high) * kPitch<S::kPad> + first * kTile + middle);
+    uint32_t z_row = shared_address(z + (low + high) * kPitch<S::kRows> + tiles.row * kTile + middle);
+    // Columns go round: behind the last one comes the first.
+    uint32_t u_row = shared_address(u + (low + middle) * kPitch<S::kPad> + high + column * kTile);
+    uint32_t u_round = u_row - S::kPad * 2;
+    constexpr int key_step = 16 * kPitch<S::kPad> * 2, value_step = 16 * kPitch<S::kRows> * 2;
 #pragma unroll 1
-    for (; count > 0; count -= 16, left += key_step, z += value_step, u += key_step) {
+    for (; count > 0; count -= 16, left_row += key_step, z_row += value_step, u_row += key_step, u_round += key_step) {
       uint32_t key_rows[4], value_rows[4], x[4];
-      load_transposed(key_rows, left);
-      load_transposed(value_rows, z);
+      load_transposed(key_rows, left_row);
+      load_transposed(value_rows, z_row);
 #pragma unroll
       for (int i = 0; i < S::kCross; ++i) {
-        load_transposed(x, u + tiles.column(slab, i) * kTile);
+        const int turn = i * S::kHalves;
+        load_transposed(x, (column + turn < S::kTiles ? u_row : u_round) + turn * (kTile * 2));
         multiply_f16(cross[i][0], value_rows, x[0], x[1]);
         multiply_f16(cross[i][1], value_rows, x[2], x[3]);
         if (i >= S::kSquare) continue;
@@ -261,23 +343,19 @@ struct Moments {
     }
   }
 
-  // The second term of the products: on either side, what the rounding left out times what it did not.
-  FLASHLLA_DEVICE void add_rest(const Sweep<S>& memory, int n, int count, int slab) {
-    centre<true>(memory, n);
-    sync_block();
-    multiply(memory.keys(n), memory.values(n), memory.u, count, slab);
-    multiply(memory.u, memory.z, memory.keys(n), count, slab);
-    sync_block();  // the next block may come to this place
+  // The products of block n. Of few keys there are three: in the second and the third, on either side, what the rounding
+  // left out takes the place of what it did not.
+  FLASHLLA_DEVICE void consume(const Sweep<S>& memory, int n, int count, bool few, int slab) {
+    const uint16_t *u = memory.u(n), *z = memory.z(n), *u_rest = memory.keys(n), *z_rest = memory.values(n);
+    scale(memory.factors(n));
+#pragma unroll 1
+    for (int term = 0; term < (few ? 3 : 1); ++term) {
+      if (term == 1) sync_block();  // the rest is there
+      multiply(term == 1 ? u_rest : u, term == 1 ? z_rest : z, term == 2 ? u_rest : u, count, slab);
+    }
   }
 
-  // To scratch memory, in true units. `sums` is memory for a row of each step of both kinds of lanes.
-  FLASHLLA_DEVICE void store(float* state, float* sums) {
-    const typename S::KeyLanes key;
-    const typename S::ValueLanes value;
-    const int thread = thread_index();
-    float *a = state + S::kFragments, *x0 = a + S::kPad, *b = x0 + S::kPad, *y0 = b + S::kRows, *rest = y0 + S::kRows;
-    float *value_sums = sums + key.kStep * S::kPad, *all_weights = value_sums + value.kStep * S::kRows;
-    scale_tiles(key_scale * key_scale, key_scale * value_scale);
+  FLASHLLA_DEVICE void store(float* state) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -285,60 +363,60 @@ struct Moments {
 #pragma unroll
       for (int i = 0; i < S::kCross; ++i) store_tile(state, (S::kSquare + i) * 2 + n, cross[i][n]);
     }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      sums[key.first * S::kPad + key.chunk * 8 + i] = key_sum[i] * key_scale;
-      value_sums[value.first * S::kRows + value.chunk * 8 + i] = value_sum[i] * value_scale;
-      if (key.first == 0) x0[key.chunk * 8 + i] = key_shift[i];
-      if (value.first == 0) y0[value.chunk * 8 + i] = value_shift[i];
-    }
-    if (key.chunk == 0) all_weights[key.first] = weights;
-    sync_block();
-    for (int d = thread; d < S::kPad; d += S::kThreads) a[d] = add_rows(sums + d, key.kStep, S::kPad);
-    for (int d = thread; d < S::kRows; d += S::kThreads) b[d] = add_rows(value_sums + d, value.kStep, S::kRows);
-    if (thread == 0) rest[0] = m, rest[1] = add_rows(all_weights, key.kStep, 1);
   }
-
   FLASHLLA_DEVICE static void store_tile(float* state, int n, const float (&x)[4]) {
-    reinterpret_cast<Float4*>(state)[n * S::kThreads + thread_index()] = {x[0], x[1], x[2], x[3]};
-  }
-  FLASHLLA_DEVICE static float add_rows(const float* x, int rows, int pitch) {
-    float sum = 0.0f;
-    for (int r = 0; r < rows; ++r) sum += x[r * pitch];
-    return sum;
+    reinterpret_cast<Float4*>(state)[n * S::kConsumers + consumer_index<S>()] = {x[0], x[1], x[2], x[3]};
   }
 };
 
+// Keys that a block n holds of a range.
+FLASHLLA_DEVICE int block_count(Range keys, int n) { return min_of(keys.size() - n * kBlock, kBlock); }
+
+// The producers' half of a sweep. Both halves pass the same barriers of the whole block: one a block of keys, or one
+// after each step where a step needs the one before.
 template <class S>
-FLASHLLA_DEVICE void sweep(const Problem& p, const Row& row, Range keys, bool few, int slab, const Sweep<S>& memory,
-                           float* state) {
-  constexpr bool bf16 = S::kBf16;
-  Moments<S> moments;
-  for (int d = thread_index(); d < S::kPad; d += S::kThreads)
-    memory.q[d] = d < p.dim ? half_at<bf16>(p.q, row, d) : 0.0f;
-#pragma unroll
-  for (int n = 0; n < S::kStages - 1; ++n) load_stage(p, row, keys, slab, n, memory);
+FLASHLLA_DEVICE void produce_all(const Problem& p, const Row& row, Range keys, bool few, int slab,
+                                 const Sweep<S>& memory, float* state) {
   const int blocks = (keys.size() + kBlock - 1) / kBlock;
+  const bool overlap = S::kBuffers > 1 && !few;
+  Sums<S> sums;
+  for (int d = thread_index(); d < S::kPad; d += S::kProducers)
+    memory.q[d] = d < p.dim ? half_at<S::kBf16>(p.q, row, d) : 0.0f;
+#pragma unroll 1
+  for (int n = 0; n < S::kStages - 1; ++n) load_stage(p, row, keys, slab, n, memory);
 #pragma unroll 1
   for (int n = 0; n < blocks; ++n) {
-    if (S::kStages == 1) load_stage(p, row, keys, slab, n, memory);
-    wait_for_copies<(S::kStages > 2 ? S::kStages - 2 : 0)>();
-    sync_block();  // the block is there, and nobody reads the one before any more
-    if (S::kStages > 1) load_stage(p, row, keys, slab, n + S::kStages - 1, memory);
-    const int count = min_of(keys.size() - n * kBlock, kBlock);
-    moments.rescale(compute_logits(memory, n, count, p.scale * kLog2E));
-    if (n == 0) {
-      float* sums = reinterpret_cast<float*>(memory.u);
-      first_mean<bf16, S::kPad, S::kThreads>(memory.keys(n), count, sums, moments.key_shift);
-      first_mean<bf16, S::kRows, S::kThreads>(memory.values(n), count, sums, moments.value_shift);
-    }
-    moments.template centre<false>(memory, n);
+    sums.produce(p, row, keys, slab, n, block_count(keys, n), memory);
     sync_block();
-    moments.multiply(memory.u, memory.z, memory.u, count, slab);
-    if (few) moments.add_rest(memory, n, count, slab);
+    if (few) {
+      sums.template centre<true>(memory, n);
+      sync_block();
+    }
+    if (!overlap) sync_block();
   }
+  if (overlap) sync_block();
+  const float key = sums.key_scale, value = sums.value_scale;
+  if (thread_index() == 0) memory.factors(0) = {key * key, key * value};
   sync_block();
-  moments.store(state, reinterpret_cast<float*>(memory.u));
+  sums.store(state, reinterpret_cast<float*>(memory.u(0)));
+}
+
+// The consumers' half of a sweep.
+template <class S>
+FLASHLLA_DEVICE void consume_all(Range keys, bool few, int slab, const Sweep<S>& memory, float* state) {
+  const int blocks = (keys.size() + kBlock - 1) / kBlock;
+  const bool overlap = S::kBuffers > 1 && !few;
+  Products<S> products;
+#pragma unroll 1
+  for (int n = 0; n < blocks; ++n) {
+    sync_block();
+    products.consume(memory, n, block_count(keys, n), few, slab);
+    if (!overlap) sync_block();
+  }
+  if (overlap) sync_block();
+  sync_block();
+  products.scale(memory.factors(0));
+  products.store(state);
 }
 
 // ---- the merge -----------------------------------------------------------------------------------------------------
@@ -370,7 +448,7 @@ struct States {
   FLASHLLA_DEVICE float share(int split) const { return weight(split) / l; }
   FLASHLLA_DEVICE float sum(int split) const { return load_fresh(rest(split) + 1); }
   FLASHLLA_DEVICE Float4 tile(int split, int slab, int n) const {
-    return load_fresh(reinterpret_cast<const Float4*>(at(split, slab)) + n * S::kThreads + thread_index());
+    return load_fresh(reinterpret_cast<const Float4*>(at(split, slab)) + n * S::kConsumers + consumer_index<S>());
   }
   // An entry of a mean: sum of e (a + l x0) / L, with a at `sums` and x0 `shift` behind it.
   template <class Sums>
@@ -407,16 +485,19 @@ struct Merge {
     const WarpTiles<S> tiles;
     const int lane = thread_index() % kWarp, r = (slab * S::kRowTiles + tiles.row) * kTile + lane / 4;
     const int d = min_of(thread_index(), S::kPad - 1);  // no block has fewer threads
+    const bool mine = !produces<S>();  // the tiles are those of the threads that have made them
     float sum[S::kSquare][2][4] = {};
     for (int split = 0; split < states.splits; ++split) {
       Float4 tile[2 * S::kSquare];
+      if (mine)
 #pragma unroll
-      for (int i = 0; i < 2 * S::kSquare; ++i) tile[i] = states.tile(split, slab, i);
+        for (int i = 0; i < 2 * S::kSquare; ++i) tile[i] = states.tile(split, slab, i);
       const float ad = load_fresh(states.key_sums(split) + d), x0 = load_fresh(states.key_sums(split) + S::kPad + d);
       const float share = states.share(split), l = states.sum(split);
       sync_block();
       a[d] = ad, t[d] = x0 - kbar[d];
       sync_block();
+      if (!mine) continue;
 #pragma unroll
       for (int i = 0; i < S::kSquare; ++i)
 #pragma unroll
@@ -429,6 +510,7 @@ struct Merge {
           sum[i][n][3] += share * (x.w + t[r + 8] * (a[c + 1] + l * t[c + 1]) + a[r + 8] * t[c + 1]);
         }
     }
+    if (!mine) return;
 #pragma unroll
     for (int i = 0; i < S::kSquare; ++i)
       if (tiles.owns(slab, i)) store(slab * S::kRowTiles + tiles.row, tiles.column(slab, i), sum[i]);
@@ -451,12 +533,14 @@ struct Merge {
   FLASHLLA_DEVICE void output(const Problem& p, const Row& row, const States<S>& states, int slab) const {
     const WarpTiles<S> tiles;
     const int thread = thread_index(), lane = thread % kWarp, d = min_of(thread, S::kRows - 1);
+    const bool mine = !produces<S>();
     const float vbar = states.mean([&](int i) { return states.value_sums(i, slab) + d; }, S::kRows);
     float product[2] = {}, rest = 0.0f;
     for (int split = 0; split < states.splits; ++split) {
       Float4 tile[2 * S::kCross];
+      if (mine)
 #pragma unroll
-      for (int i = 0; i < 2 * S::kCross; ++i) tile[i] = states.tile(split, slab, 2 * S::kSquare + i);
+        for (int i = 0; i < 2 * S::kCross; ++i) tile[i] = states.tile(split, slab, 2 * S::kSquare + i);
       const float* values = states.value_sums(split, slab) + d;
       const float b = load_fresh(values), y0 = load_fresh(values + S::kRows);
       const float share = states.share(split), l = states.sum(split);
@@ -468,6 +552,7 @@ struct Merge {
       }
       ag = warp_sum(ag), tg = warp_sum(tg);
       rest += share * ((y0 - vbar) * (ag + l * tg) + b * tg);
+      if (!mine) continue;
 #pragma unroll
       for (int i = 0; i < S::kCross; ++i)
 #pragma unroll
@@ -482,7 +567,7 @@ struct Merge {
     for (int n = 0; n < 2; ++n) {
       product[n] += shuffle_xor(product[n], 1);
       product[n] += shuffle_xor(product[n], 2);
-      if (lane % 4 == 0) parts[tiles.half * S::kRows + tiles.row * kTile + n * 8 + lane / 4] = product[n];
+      if (mine && lane % 4 == 0) parts[tiles.half * S::kRows + tiles.row * kTile + n * 8 + lane / 4] = product[n];
     }
     sync_block();
     if (thread < S::kRows && slab * S::kRows + thread < p.value_dim) {
@@ -528,7 +613,12 @@ FLASHLLA_DEVICE void decode_solved(const Problem& p) {
   float* states = p.scratch + int64_t(place) * p.splits * S::kSlabs * S::kState;
   const Sweep<S> memory(shared_memory());
   float* state = states + (split * S::kSlabs + slab) * int64_t(S::kState);
-  sweep(p, row, split_range(keys, split), keys.size() <= kFewKeys * p.dim, slab, memory, state);
+  const Range range = split_range(keys, split);
+  const bool few = keys.size() <= kFewKeys * p.dim;
+  if (produces<S>())
+    produce_all(p, row, range, few, slab, memory, state);
+  else
+    consume_all(range, few, slab, memory, state);
   if (!last_of(p.counters + place, splits * S::kSlabs, memory.flag)) return;
   const float ridge = value_at(p.ridge, row);  // its sign is not read on the host: a wrong one makes the row NaN
   Merge<S>(shared_memory(), ridge > 0.0f ? ridge : nan()).run(p, row, States<S>(states, splits));
@@ -537,7 +627,8 @@ FLASHLLA_DEVICE void decode_solved(const Problem& p) {
 }  // namespace flashlla
 
 #if defined(FLASHLLA_PAD)
-using Shape = flashlla::Solved<FLASHLLA_BF16, FLASHLLA_PAD, FLASHLLA_ALIGNED, FLASHLLA_STAGES>;
+using Shape =
+    flashlla::Solved<FLASHLLA_BF16, FLASHLLA_PAD, FLASHLLA_ALIGNED, FLASHLLA_STAGES, FLASHLLA_BUFFERS>;
 FLASHLLA_KERNEL(Shape::kThreads, Shape::kBlocks) lla_decode_solved_kernel(const flashlla::Problem p) {
   flashlla::decode_solved<Shape>(p);
 }

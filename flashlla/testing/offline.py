@@ -127,12 +127,12 @@ def _cuda_resources(compiled) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, sass = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
+        usage, sass = (cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return Resources(compiled.metadata.shared, registers, stack, _spills_in_loops(sass), interesting)
+    return Resources(compiled.metadata.shared, registers, stack, spills_in_loops(sass), interesting)
 
 
-def _cuobjdump(option: str, path: str) -> str:
+def cuobjdump(option: str, path: str) -> str:
     """The disassembler that comes with Triton."""
     tool = triton.knobs.nvidia.cuobjdump.path
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
@@ -146,9 +146,9 @@ _PTX = {
 }
 
 
-def _spills_in_loops(sass: str) -> int:
+def spills_in_loops(sass: str, instruction: str = "") -> int:
     """Loads and stores of local memory between the target of a backward branch and that branch, innermost
-    loops.
+    loops; of those that have an ``instruction``, if one is named.
     """
     lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
     addresses = [(int(address, 16), text) for address, text in lines]
@@ -158,6 +158,7 @@ def _spills_in_loops(sass: str) -> int:
         if branch and (begin := int(branch[1], 16)) < address:
             loops.append((begin, address))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    inner = [a for a in inner if any(instruction in text for at, text in addresses if a[0] <= at <= a[1])]
     return sum(
         bool(re.search(r"\b(LDL|STL)\b", text))
         for address, text in addresses

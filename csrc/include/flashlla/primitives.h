@@ -38,6 +38,11 @@ struct alignas(16) Chunk {  // 8 numbers of 16 bits, what one asynchronous copy 
 FLASHLLA_DEVICE int thread_index() { return threadIdx.x; }
 FLASHLLA_DEVICE int block_index() { return blockIdx.x; }
 FLASHLLA_DEVICE void sync_block() { __syncthreads(); }
+// A barrier of the first `threads` threads of the block, whole warps, and nobody else.
+template <int threads>
+FLASHLLA_DEVICE void sync_first() {
+  asm volatile("bar.sync 1, %0;" ::"n"(threads) : "memory");
+}
 FLASHLLA_DEVICE void sync_warp() { __syncwarp(); }
 FLASHLLA_DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 FLASHLLA_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -50,6 +55,8 @@ FLASHLLA_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
 }
+// Where something lies in shared memory: half of the registers that a pointer takes.
+FLASHLLA_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 // What another block wrote: past the first-level cache.
 FLASHLLA_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
 FLASHLLA_DEVICE Float4 load_fresh(const Float4* p) {
@@ -71,17 +78,17 @@ FLASHLLA_DEVICE void wait_for_copies() {
 
 // ---- tensor cores ------------------------------------------------------------------------------------------------
 
-// Four 8x8 matrices of 16 bits; lane n passes the address of row n % 8 of matrix n / 8.
+// Four 8x8 matrices of 16 bits; lane n passes where row n % 8 of matrix n / 8 lies.
 FLASHLLA_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(uint32_t(__cvta_generic_to_shared(row)))
                : "memory");
 }
-FLASHLLA_DEVICE void load_transposed(uint32_t (&r)[4], const void* row) {
+FLASHLLA_DEVICE void load_transposed(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "r"(row)
                : "memory");
 }
 // d (16x8) += a (16x16) b (16x8)
@@ -138,6 +145,11 @@ FLASHLLA_DEVICE float round_to_tf32(float x) {
 int thread_index();
 int block_index();
 void sync_block();
+void sync_first(int threads);
+template <int threads>
+void sync_first() {
+  sync_first(threads);
+}
 void sync_warp();
 float shuffle(float x, int lane);
 float shuffle_xor(float x, int mask);
@@ -145,6 +157,7 @@ int atomic_add(int* p, int x);
 void fence();
 
 char* shared_memory();
+inline uint32_t shared_address(const void* p) { return uint32_t(static_cast<const char*>(p) - shared_memory()); }
 float load_fresh(const float* p);
 Float4 load_fresh(const Float4* p);
 void copy_async(void* to, const void* from, int bytes);
@@ -156,7 +169,7 @@ void wait_for_copies() {
 }
 
 void load_matrices(uint32_t (&r)[4], const void* row);
-void load_transposed(uint32_t (&r)[4], const void* row);
+void load_transposed(uint32_t (&r)[4], uint32_t row);
 void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void multiply_tf32(float (&d)[4], const float (&a)[4], float b0, float b1);

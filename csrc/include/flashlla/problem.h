@@ -38,7 +38,7 @@ struct Problem {
   int page_size, capacity, window, causal, long_lengths;
   int splits;      // most that any row has
   int first_unit;  // (batch row, key head) of the first block; blocks of a unit are neighbours
-  int unused;
+  int page_shift;  // log2 of page_size, or -1 where that is no whole number
 
   FLASHLLA_BOTH int group() const { return heads / kv_heads; }
   FLASHLLA_BOTH int unit_rows() const { return group() * q_len; }
@@ -75,7 +75,8 @@ FLASHLLA_BOTH Range split_range(Range keys, int split) {
 // Where the vector of a key begins.
 FLASHLLA_BOTH int64_t key_offset(const Problem& p, const Array& a, int batch, int head, int key) {
   if (!p.pages) return a.offset(batch, key, head);
-  return a.offset(p.pages[batch * p.page_stride + key / p.page_size], key % p.page_size, head);
+  const int page = p.page_shift >= 0 ? key >> p.page_shift : key / p.page_size;
+  return a.offset(p.pages[batch * p.page_stride + page], key - page * p.page_size, head);
 }
 
 // A query row: a unit and one of its rows, those of a token side by side.

@@ -30,25 +30,38 @@ FLASHLLA_DEVICE Chunk gather(const uint16_t* from, int count) {
   return to;
 }
 
-// Begins to copy the keys `block` .. `block` + kBlock that lie in `keys`, columns from `column` on of `width`; what
-// else is in the tile becomes 0. Nothing outside `keys` is read.
-template <int columns, int threads, bool aligned>
-FLASHLLA_DEVICE void load_tile(const Problem& p, const Array& a, const Row& row, Range keys, int block, int column,
-                               int width, uint16_t* tile) {
+// As below, where offset_of(r) says where the vector of key `block` + r begins.
+template <int columns, int threads, bool aligned, class Offset>
+FLASHLLA_DEVICE void load_rows(const void* data, const Offset& offset_of, Range keys, int block, int column, int width,
+                               uint16_t* tile) {
   const Lanes<columns, threads> lane;
   column += lane.chunk * 8;
-#pragma unroll 4
-  for (int r = lane.first; r < kBlock; r += lane.kStep) {
-    const int key = block + r;
-    const int count = key < keys.begin || key >= keys.end ? 0 : min_of(max_of(width - column, 0), 8);
-    const int64_t offset = count ? key_offset(p, a, row.batch, row.kv_head, key) + column : 0;
-    const uint16_t* from = static_cast<const uint16_t*>(a.data) + offset;
+  const int chunk = min_of(max_of(width - column, 0), 8);
+#pragma unroll
+  for (int n = 0; n < kBlock / lane.kStep; ++n) {
+    const int r = lane.first + n * lane.kStep;
+    const int count = block + r < keys.begin || block + r >= keys.end ? 0 : chunk;
+    const uint16_t* from = static_cast<const uint16_t*>(data) + (count ? offset_of(r) + column : 0);
     uint16_t* to = tile + r * kPitch<columns> + lane.chunk * 8;
     if (aligned)
       copy_async(to, from, count * 2);
     else
       *reinterpret_cast<Chunk*>(to) = gather(from, count);
   }
+}
+
+// Begins to copy the keys `block` .. `block` + kBlock that lie in `keys`, columns from `column` on of `width`; what
+// else is in the tile becomes 0. Nothing outside `keys` is read.
+template <int columns, int threads, bool aligned>
+FLASHLLA_DEVICE void load_tile(const Problem& p, const Array& a, const Row& row, Range keys, int block, int column,
+                               int width, uint16_t* tile) {
+  const int64_t first = a.offset(row.batch, block, row.kv_head);
+  const auto paged = [&](int r) { return key_offset(p, a, row.batch, row.kv_head, block + r); };
+  const auto in_one_piece = [&](int r) { return first + r * a.row_stride; };
+  if (p.pages)
+    load_rows<columns, threads, aligned>(a.data, paged, keys, block, column, width, tile);
+  else
+    load_rows<columns, threads, aligned>(a.data, in_one_piece, keys, block, column, width, tile);
 }
 
 // A vector of q or probe, padded with zeros; one call a thread and chunk.

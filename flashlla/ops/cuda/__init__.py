@@ -133,7 +133,7 @@ def _decode(
             lengths.dtype == torch.int64,
             splits,
             first,
-            0,
+            k.shape[1].bit_length() - 1 if k.shape[1].bit_count() == 1 else -1,
         )
         blocks = min(step, units - first) * places * splits * kernel.slabs
         _runtime.launch(kernel, problem, blocks, q.device)

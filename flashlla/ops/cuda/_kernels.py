@@ -24,7 +24,8 @@ class Kernel(NamedTuple):
 
     ``probe`` is ``"solved"``, ``"given"`` or ``"zero"``; ``pad`` is 64, 128 or 256 and no smaller than both
     head dimensions; ``aligned`` says that keys and values can be copied 16 bytes at a time; ``stages``
-    blocks of keys are under way at once.
+    blocks of keys are under way at once; where the probe is solved for, half of the threads prepare blocks of
+    operands that the other half multiplies, and with two ``buffers`` for them both do so at the same time.
     """
 
     probe: str
@@ -32,6 +33,7 @@ class Kernel(NamedTuple):
     pad: int
     aligned: bool
     stages: int
+    buffers: int = 1
 
     @property
     def source(self) -> str:
@@ -51,6 +53,7 @@ class Kernel(NamedTuple):
             "PAD": self.pad,
             "ALIGNED": self.aligned,
             "STAGES": self.stages,
+            "BUFFERS": self.buffers,
             "HAS_PROBE": self.probe != "zero",
             "MIN_SPLIT": MIN_SPLIT,
         }
@@ -64,7 +67,9 @@ class Kernel(NamedTuple):
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 256 if self.probe == "solved" and self.pad > 64 else 128
+        if self.probe != "solved":
+            return 128
+        return 512 if self.pad > 64 else 256
 
     @property
     def state_floats(self) -> int:
@@ -72,7 +77,7 @@ class Kernel(NamedTuple):
         if self.probe != "solved":
             return ROWS * (4 + self.pad * (2 if self.probe == "given" else 1))
         tiles, halves = self.pad // 16, 2 if self.slabs > 1 else 1
-        fragments = (tiles // 2 // halves + 1 + tiles // halves) * 8 * self.threads
+        fragments = (tiles // 2 // halves + 1 + tiles // halves) * 8 * (self.threads // 2)
         return fragments + 2 * self.pad + 2 * self.pad // self.slabs + 4
 
     @property
@@ -83,14 +88,16 @@ class Kernel(NamedTuple):
         if self.probe != "solved":
             vectors, weights = 2 * 2 * ROWS * (self.pad + 8), 2 * ROWS * (BLOCK + 4)
             return self.stages * stage + vectors + 4 * (weights + (3 * warps + 4) * ROWS + BLOCK + 4)
-        sweep = (self.stages + 1) * stage + 4 * (self.pad + BLOCK + 3 * warps + 4)
+        numbers = self.pad + BLOCK + 3 * (warps // 2) + 2 * self.buffers + 4
+        sweep = (self.stages + self.buffers) * stage + 4 * numbers
         tiles, halves = self.pad // 16, 2 if self.slabs > 1 else 1
         system = 256 * (tiles * (tiles + 1) // 2 + tiles)
         return max(sweep, 4 * (system + 4 * self.pad + halves * rows))
 
 
 def choose(probe: str, bf16: bool, dim: int, aligned: bool, shared_limit: int) -> Kernel:
-    """The kernel for head dimensions up to ``dim``, with as many stages as fit into ``shared_limit`` bytes.
+    """The kernel for head dimensions up to ``dim``, with as many stages and buffers as ``shared_limit`` bytes
+    hold.
 
     Raises:
         NotImplementedError: the head dimension is too large, for any device or for this one.
@@ -98,8 +105,8 @@ def choose(probe: str, bf16: bool, dim: int, aligned: bool, shared_limit: int) -
     if dim > MAX_DIM:
         raise NotImplementedError(f"backend 'cuda' takes head dimensions up to {MAX_DIM}, not {dim}")
     pad = next(size for size in (64, 128, 256) if size >= dim)
-    for stages in (3, 2, 1) if probe == "solved" else (2, 1):
-        kernel = Kernel(probe, bf16, pad, aligned, stages)
+    for stages, buffers in ((3, 2), (2, 2), (2, 1), (1, 1)) if probe == "solved" else ((2, 1), (1, 1)):
+        kernel = Kernel(probe, bf16, pad, aligned, stages, buffers)
         if kernel.shared_bytes <= shared_limit:
             return kernel
     raise NotImplementedError(

@@ -108,16 +108,16 @@ def _solved(call: _Call, ridge: Tensor, gate: Tensor) -> None:
     sizes = (q.shape[1], call.heads, call.splits, options.window_size)
 
     config = call.config("moments")
-    tiles = max(1, call.block // config.BLOCK_M)
+    rows = min(call.block_d, config.BLOCK_M)
     _runtime.run(
         moments_kernel,
-        tiles * call.splits * call.rows,
+        call.block_d // rows * call.splits * call.rows,
         *(q, *strides(q), *call.cache, *state, *sizes, call.kv_heads, options.scale),
         **shared,
+        BLOCK_V=call.block_v,
         BLOCK_N=config.BLOCK_N,
-        TILES=tiles,
-        ROWS_D=max(16, call.block_d // tiles),
-        ROWS_V=max(16, call.block_v // tiles),
+        SLOTS=min(16, 256 * config.num_warps // call.block),
+        ROWS=rows,
         PAGED=call.paged,
         num_warps=config.num_warps,
         num_stages=config.num_stages,

@@ -14,13 +14,46 @@ from flashlla.ops.triton._common import LN_2, narrow
 from flashlla.ops.triton.cached import UNSPECIALIZED, split_size, visible
 
 SLICE = tl.constexpr(32)  # rows of a matrix that does not fit into the registers
+TOGETHER = tl.constexpr(16)  # splits whose sums are read at once
 
 
 @triton.jit
-def weight_of(p_stats, state, top):
-    """Factor that makes the weights of a split relative to ``top``, and the sum of its weights so scaled."""
-    factor = tl.exp2(tl.load(p_stats + 2 * state) - top)
-    return factor, factor * tl.load(p_stats + 2 * state + 1)
+def factors_of(p_stats, first, count, top):
+    """Of the ``TOGETHER`` splits from ``first`` on, those below ``count``: factors that make their weights
+    relative to ``top``, and the sums of their weights so scaled. Of the others, zeros.
+    """
+    splits = tl.arange(0, TOGETHER)
+    p_stats += 2 * (first + splits)
+    factors = tl.exp2(tl.load(p_stats, mask=splits < count, other=-float("inf")) - top)
+    return factors, factors * tl.load(p_stats + 1, mask=splits < count, other=0.0)
+
+
+@triton.jit
+def top_and_total(p_stats, first, count):
+    """Largest logit and sum of weights of all splits."""
+    splits = tl.arange(0, TOGETHER)
+    top, total = -float("inf"), 0.0
+    for done in range(0, count, TOGETHER):
+        p_tops = p_stats + 2 * (first + done + splits)
+        top = tl.maximum(top, tl.max(tl.load(p_tops, mask=splits < count - done, other=-float("inf")), 0))
+    for done in range(0, count, TOGETHER):
+        total += tl.sum(factors_of(p_stats, first + done, count - done, top)[1], 0)
+    return top, total
+
+
+@triton.jit
+def mean_of_splits(p_stats, p_sums, first, count, top, total, dims, DIM: tl.constexpr):
+    """Mean of all keys, or values, under their weights."""
+    splits = tl.arange(0, TOGETHER)
+    mean = tl.zeros((dims.shape[0],), tl.float32)
+    for done in range(0, count, TOGETHER):
+        factors, weights = factors_of(p_stats, first + done, count - done, top)
+        offsets = 2 * (first + done + splits)[:, None] * DIM + dims[None, :]
+        inside = (splits < count - done)[:, None] & (dims < DIM)[None, :]
+        shifts = tl.load(p_sums + offsets, mask=inside, other=0.0)
+        centred = tl.load(p_sums + offsets + DIM, mask=inside, other=0.0)
+        mean += tl.sum(factors[:, None] * centred + weights[:, None] * shifts, 0)
+    return mean / total
 
 
 @triton.jit
@@ -28,28 +61,6 @@ def sums_of(p_sums, state, dims, DIM: tl.constexpr):
     """Shift and centred sum of a split."""
     shift = tl.load(p_sums + 2 * state * DIM + dims, mask=dims < DIM, other=0.0)
     return shift, tl.load(p_sums + (2 * state + 1) * DIM + dims, mask=dims < DIM, other=0.0)
-
-
-@triton.jit
-def top_and_total(p_stats, first, count):
-    """Largest logit and sum of weights of all splits."""
-    top, total = -float("inf"), 0.0
-    for state in range(first, first + count):
-        top = tl.maximum(top, tl.load(p_stats + 2 * state))
-    for state in range(first, first + count):
-        total += weight_of(p_stats, state, top)[1]
-    return top, total
-
-
-@triton.jit
-def mean_of_splits(p_stats, p_sums, first, count, top, total, dims, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean of all keys, or values, under their weights."""
-    mean = tl.zeros((BLOCK,), tl.float32)
-    for state in range(first, first + count):
-        factor, weight = weight_of(p_stats, state, top)
-        shift, centred = sums_of(p_sums, state, dims, DIM)
-        mean += factor * centred + weight * shift
-    return mean / total
 
 
 @triton.jit
@@ -96,9 +107,9 @@ def merge_kernel(
     dims, dim_rows = tl.arange(0, BLOCK_D), tile * ROWS_D + tl.arange(0, ROWS_D)
     value_dims = tile * ROWS_V + tl.arange(0, ROWS_V)
     top, total = top_and_total(p_stats, first, count)
-    kbar = mean_of_splits(p_stats, p_key_sums, first, count, top, total, dims, DIM, BLOCK_D)
-    own_kbar = mean_of_splits(p_stats, p_key_sums, first, count, top, total, dim_rows, DIM, ROWS_D)
-    vbar = mean_of_splits(p_stats, p_value_sums, first, count, top, total, value_dims, VALUE_DIM, ROWS_V)
+    kbar = mean_of_splits(p_stats, p_key_sums, first, count, top, total, dims, DIM)
+    own_kbar = mean_of_splits(p_stats, p_key_sums, first, count, top, total, dim_rows, DIM)
+    vbar = mean_of_splits(p_stats, p_value_sums, first, count, top, total, value_dims, VALUE_DIM)
     if tile == 0:
         tl.store(p_lse + row, (top + tl.log2(total)) * LN_2)
         tl.store(p_kbar + row * DIM + dims, kbar, mask=dims < DIM)
@@ -109,8 +120,10 @@ def merge_kernel(
     in_a = (dim_rows < DIM)[:, None] & (dims < DIM)[None, :]
     in_b = (value_dims < VALUE_DIM)[:, None] & (dims < DIM)[None, :]
     c, c_v = tl.zeros((ROWS_D, BLOCK_D), tl.float32), tl.zeros((ROWS_V, BLOCK_D), tl.float32)
-    for state in range(first, first + count):
-        factor, weight = weight_of(p_stats, state, top)
+    # Unrolled, so that the next states are on their way while one is added.
+    for state in tl.range(first, first + count, loop_unroll_factor=4):
+        factor = tl.exp2(tl.load(p_stats + 2 * state) - top)
+        weight = factor * tl.load(p_stats + 2 * state + 1)
         shift, k_sum = sums_of(p_key_sums, state, dims, DIM)
         own_shift, own_sum = sums_of(p_key_sums, state, dim_rows, DIM)
         v_shift, v_sum = sums_of(p_value_sums, state, value_dims, VALUE_DIM)

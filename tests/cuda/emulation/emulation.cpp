@@ -30,7 +30,7 @@ struct Fiber {
   std::vector<Copy> copies;
 };
 
-enum class Meeting { none, block, warp, shuffle, matrices, transposed, f16, bf16, tf32 };
+enum class Meeting { none, block, first, warp, shuffle, matrices, transposed, f16, bf16, tf32 };
 
 // Where a warp, or the block, waits for all of its threads.
 struct Barrier {
@@ -46,7 +46,7 @@ struct Block {
   const flashlla::Problem* problem = nullptr;
   std::vector<Fiber> fibers;
   std::vector<Barrier> warps;
-  Barrier barrier;
+  Barrier barrier, first;
   std::vector<char> shared;
   std::jmp_buf finished;
 };
@@ -177,6 +177,10 @@ namespace flashlla {
 int thread_index() { return block.current; }
 int block_index() { return block.index; }
 void sync_block() { meet(block.barrier, Meeting::block, 0, block.threads, nullptr, [](void**) {}); }
+void sync_first(int threads) {
+  if (block.current >= threads) fail("a thread at a barrier of others");
+  meet(block.first, Meeting::first, 0, threads, nullptr, [](void**) {});
+}
 void sync_warp() {
   int nothing = 0;
   meet_warp(Meeting::warp, nothing, [](int**) {});
@@ -223,8 +227,8 @@ void load_matrices(uint32_t (&r)[4], const void* row) {
   Matrices mine{r, static_cast<const uint16_t*>(row)};
   meet_warp(Meeting::matrices, mine, [](Matrices** lanes) { load_warp(lanes, false); });
 }
-void load_transposed(uint32_t (&r)[4], const void* row) {
-  Matrices mine{r, static_cast<const uint16_t*>(row)};
+void load_transposed(uint32_t (&r)[4], uint32_t row) {
+  Matrices mine{r, reinterpret_cast<const uint16_t*>(shared_memory() + row)};
   meet_warp(Meeting::transposed, mine, [](Matrices** lanes) { load_warp(lanes, true); });
 }
 void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
