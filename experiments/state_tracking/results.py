@@ -31,5 +31,5 @@ def draw(table: Table) -> dict:
         figures.curves(axis, shown[shown["positions"] == positions], "position", "accuracy")
         axis.set(title=f"{positions} positions", xlabel="swaps so far", ylim=(0, 1.03))
     axes[0][0].set_ylabel("share of right permutations")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figures.legend_beside(figure, axes[0][0])
     return {"accuracy": figure}

@@ -169,7 +169,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     shares = right.double().mean(0).unflatten(0, (PARTS, -1)).mean(1).tolist()
     place = trial.length // PARTS
     seconds = sum(record["seconds"] for record in records) / len(records)
-    about = {"parameters": model.num_parameters(), "seconds": seconds}
+    about = {"parameters": model.num_parameters(), "step_seconds": seconds}
     return [{"position": (i + 1) * place, "accuracy": share, **about} for i, share in enumerate(shares)]
 
 
