@@ -6,19 +6,25 @@ they are done; the outcome is what :func:`flashlla.experiments.common.sweep.comp
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from .experiment import ExperimentError
 from .sweep import compute
 
 Jobs = list[tuple[str, str, str]]
+PATIENCE = 5.0  # seconds that an address has to answer
 
 
 def processes(workers: int) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
@@ -50,32 +56,50 @@ def processes(workers: int) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
 def ray(address: str) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
     """As tasks of one CPU each on the Ray cluster at ``address``, ``"local"`` for one on this machine.
 
-    The folder of a trial is a temporary one on the node, which need not share a disk with this machine: a
-    trial that is interrupted starts anew.
+    A trial on ``cuda`` takes a GPU as well. The folder of a trial is a temporary one on the node, which need
+    not share a disk with this machine: a trial that is interrupted starts anew. One whose worker dies is
+    tried again by Ray, three times.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster started here would call home
     try:
         import ray as cluster
     except ModuleNotFoundError as error:
         raise ExperimentError("--ray needs the package ray: pip install 'flashlla[cluster]'") from error
 
     def submit(name: str, jobs: Jobs) -> Iterator[tuple[str, Any]]:
-        ours = not cluster.is_initialized()
-        if ours:
-            try:
-                cluster.init(address=address, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ExperimentError(f"--ray {address}: {str(error).splitlines()[0]}") from error
-        task = cluster.remote(num_cpus=1)(_compute_elsewhere)
-        try:
-            waiting = {task.remote(name, trial): key for key, trial, _ in jobs}
+        if not jobs:
+            return
+        with _connect(cluster, address):
+            needs = {key: _needs(trial) for key, trial, _ in jobs}
+            if any(need["num_gpus"] for need in needs.values()) and "GPU" not in cluster.cluster_resources():
+                raise ExperimentError(f"--ray {address}: the trials need a GPU, and this cluster has none")
+            task = cluster.remote(_compute_elsewhere)
+            waiting = {task.options(**needs[key]).remote(name, trial): key for key, trial, _ in jobs}
             while waiting:
                 (done, *_), _ = cluster.wait(list(waiting))
-                yield waiting.pop(done), cluster.get(done)
-        finally:
-            if ours:
-                cluster.shutdown()
+                try:
+                    outcome = cluster.get(done)
+                except cluster.exceptions.RayError as error:  # its worker died, or lacks what it needs
+                    outcome = str(error)
+                yield waiting.pop(done), outcome
 
     return submit
+
+
+def _connect(cluster: ModuleType, address: str) -> AbstractContextManager:
+    """A connection to the cluster at ``address``. Where nobody listens Ray itself would try for minutes."""
+    try:
+        place = urlsplit(f"//{address}")
+        if place.port:
+            socket.create_connection((place.hostname, place.port), timeout=PATIENCE).close()
+        return cluster.init(address=address, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExperimentError(f"--ray {address}: no cluster can be used there: {reason}") from error
+
+
+def _needs(trial: str) -> dict[str, int]:
+    return {"num_cpus": 1, "num_gpus": int(json.loads(trial).get("device", "cpu").startswith("cuda"))}
 
 
 def _compute_elsewhere(name: str, trial: str) -> Any:

@@ -16,6 +16,7 @@ from .statistics import bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from .experiment import Experiment
@@ -40,6 +41,7 @@ SETTINGS = {
     "svg.hashsalt": "flashlla",  # otherwise names in the file differ every time
     "svg.fonttype": "none",
     "font.size": 9,
+    "axes.titlesize": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
@@ -63,11 +65,25 @@ def label(mixer: str) -> str:
     return STYLES[mixer][2] if mixer in STYLES else mixer
 
 
-def panels(columns: int = 1, rows: int = 1, *, width: float = 4.2, height: float = 3.2, **options: Any):
-    """A figure and its axes, ``[rows, columns]``; options are those of ``Figure.subplots``."""
+def panels(
+    columns: int = 1,
+    rows: int = 1,
+    *,
+    width: float = 4.2,
+    height: float = 3.2,
+    caption: str = "",
+    **options: Any,
+):
+    """A figure and its axes, ``[rows, columns]``.
+
+    Args:
+        width, height: of a panel in inches.
+        caption: what the figure shows, in the words that a page gives it as its label.
+        options: those of ``Figure.subplots``.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", label=caption)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -90,21 +106,40 @@ def curves(axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer") -> No
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.18, lw=0)
 
 
+def legend_beside(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, to their right, with what is in ``axes``."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """0.5, 1, 2 on a logarithmic axis, and some between where there is room; its limits are set before."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.4, 2, 3, 5, 7)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def as_svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element on a transparent ground, to be put into a page."""
+    """The figure as an ``<svg>`` element on a transparent ground; its text takes the colour of the page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     with rc_context(SETTINGS):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+    text = buffer.getvalue().replace(INK, "currentColor")
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure on white, in place of what is there."""
+    """Write the figure on white, in place of what is there; with a palette it takes a third of the bytes."""
     from matplotlib import rc_context
+    from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
     with rc_context(SETTINGS):
-        replace_file(path, lambda aside: figure.savefig(aside, format="png", dpi=130, facecolor="white"))
+        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
+    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda aside: image.save(aside, format="png", optimize=True))

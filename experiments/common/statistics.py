@@ -1,9 +1,9 @@
-"""Intervals over seeds."""
+"""Means, and intervals over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def geometric_mean(positive: Any, axis: int = 0) -> Any:
+    """Of positive numbers along an axis, in place of a mean: ``groupby(...).agg(geometric_mean)`` of a table,
+    where what is missing is left out, or the statistic of :func:`bootstrap`.
+    """
+    return np.exp(np.log(positive).mean(axis=axis))
 
 
 def bootstrap(

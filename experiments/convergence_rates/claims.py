@@ -6,7 +6,7 @@ import numpy as np
 
 from ..common.claims import Claim, Verdict, above, below, unanswered, within
 from ..common.figures import label
-from ..common.statistics import bootstrap
+from ..common.statistics import bootstrap, geometric_mean
 from ..common.table import Table
 
 SOURCE = "arXiv 2510.01450, propositions 2.1 and 2.2"
@@ -68,7 +68,7 @@ def _boundary(table: Table) -> Verdict:
     ratios = boundary_ratios(table).pivot(index=["seed", "dim", "keys"], columns="mixer", values="ratio")
     if not {"lla", "softmax"} <= set(ratios):
         return unanswered("the table lacks LLA or softmax")
-    means = np.exp(np.log(ratios).groupby("seed").mean())
+    means = ratios.groupby("seed").agg(geometric_mean)
     of_softmax, of_lla = means["softmax"], means["lla"]
     detail = f"the ratio is {of_softmax.mean():.2f} for softmax and {of_lla.mean():.2f} for LLA"
     return above(bootstrap(of_softmax / of_lla), 1.0, "ratio of softmax over that of LLA", detail)

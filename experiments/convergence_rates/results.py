@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common import figures
-from ..common.statistics import bootstrap
+from ..common.statistics import bootstrap, geometric_mean
 from ..common.table import Table
 from .claims import POWERS, boundary_ratios, rate, slopes
 
@@ -25,7 +25,7 @@ def summary(table: Table) -> Table:
     for dim in dict.fromkeys(table["dim"]):
         for mixer in dict.fromkeys(table["mixer"]):
             own = ratios[(ratios["mixer"] == mixer) & (ratios["dim"] == dim)]
-            by_seed = np.exp(np.log(own["ratio"]).groupby(own["seed"]).mean())
+            by_seed = own.groupby("seed")["ratio"].agg(geometric_mean)
             rows.append(
                 {
                     "dim": dim,
@@ -48,7 +48,9 @@ def draw(table: Table) -> dict:
 def _errors(table: Table):
     everywhere = table[(table["region"] == "domain") & (table["chosen_for"] == "domain")]
     dims = list(dict.fromkeys(table["dim"]))
-    figure, axes = figures.panels(len(dims), width=3.4)
+    figure, axes = figures.panels(
+        len(dims), width=3.4, caption="Squared error by number of keys, for each dimension"
+    )
     for panel, dim in zip(axes[0], dims, strict=True):
         part = everywhere[everywhere["dim"] == dim]
         figures.curves(panel, part, "keys", "error")
@@ -58,13 +60,15 @@ def _errors(table: Table):
             means = part[part["mixer"] == mixer].groupby("keys")["error"].mean()
             keys, exponent = means.index, rate(POWERS[mixer], dim)
             _reference(panel, mixer, keys, means.iloc[-1] * (keys / keys[-1]) ** exponent)
+        figures.plain_numbers(panel.yaxis)
     axes[0, 0].set_ylabel("squared error; dashed: rate of the theory")
     axes[0, -1].legend()
     return figure
 
 
 def _slopes(table: Table):
-    figure, axes = figures.panels(3, width=3.4)
+    caption = "Slopes by dimension, whole ball and interior; error at the boundary over that in the interior"
+    figure, axes = figures.panels(3, width=3.4, caption=caption)
     whole, interior, boundary = axes[0]
     _by_dim(whole, slopes(table), POWERS.get)
     _by_dim(interior, slopes(table, "interior"), lambda mixer: 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..common.claims import Claim, Verdict, above, unanswered
-from ..common.statistics import Interval, bootstrap
+from ..common.statistics import Interval, bootstrap, geometric_mean
 from ..common.table import Table
 from .data import CONTROL, FORMS
 from .methods import TITLES
@@ -32,12 +32,12 @@ def ratios(table: Table, method: str, over: str, form: str) -> list[float]:
 def mean_ratio(table: Table, method: str, over: str, form: str) -> Interval | None:
     """The geometric mean of :func:`ratios`, with an interval over series; None if there is none."""
     found = ratios(table, method, over, form)
-    return Interval(*np.exp(bootstrap(np.log(found)))) if found else None
+    return bootstrap(found, geometric_mean) if found else None
 
 
 def _errors(table: Table, method: str, over: str) -> np.ndarray:
     """Mean squared errors of both, ``[blocks, 2]``; no blocks if the table lacks one of them."""
-    errors = table.pivot_table(index=["seed", "block"], columns="method", values="error")
+    errors = table.pivot(index=["seed", "block"], columns="method", values="error")
     errors["naive"] = table.groupby(["seed", "block"])["naive"].first()
     return errors[[method, over]].to_numpy() if {method, over} <= set(errors) else np.empty((0, 2))
 

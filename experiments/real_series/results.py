@@ -48,7 +48,13 @@ def _by_series(table: Table, over: str, text: str):
     there = set(table["series"])
     rows = [row for row in ROWS if row in there or (row == MEAN and there != {CONTROL})]
     width = 3.4 + 3 / len(forms)  # names of series and methods stand beside the panels
-    figure, axes = figures.panels(len(forms), width=width, height=1.2 + 0.4 * len(rows), sharey=True)
+    figure, axes = figures.panels(
+        len(forms),
+        width=width,
+        height=1.2 + 0.4 * len(rows),
+        caption=f"Series by series: {text}",
+        sharey=True,
+    )
     for form, axis in zip(forms, axes[0], strict=True):
         part = table[table["form"].isin((form, "rows"))]
         for i, method in enumerate(methods):
@@ -59,10 +65,10 @@ def _by_series(table: Table, over: str, text: str):
         _bands(axis, len(rows))
         axis.axvline(1, color=figures.INK, lw=0.8)
         axis.set(xscale="log", xlabel=text, title=f"features: {form}")
-        _plain_numbers(axis.xaxis)
+        figures.plain_numbers(axis.xaxis)
     axes[0, 0].set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figures.legend_beside(figure, axes[0, 0])
     return figure
 
 
@@ -86,13 +92,3 @@ def _bands(axis, rows: int) -> None:
     axis.grid(False, axis="y")
     for place in range(0, rows, 2):
         axis.axhspan(place - 0.5, place + 0.5, color=figures.INK, alpha=0.08, lw=0)
-
-
-def _plain_numbers(axis) -> None:
-    """0.5, 1, 2 on a logarithmic axis, and some between where there is room."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.4, 2, 3, 5, 7)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.claims import Claim, Verdict, above, below, unanswered
 from ..common.figures import label
-from ..common.statistics import bootstrap
+from ..common.statistics import bootstrap, geometric_mean
 from ..common.table import Table
 
 Judge = Callable[..., Verdict]  # above, below
@@ -39,7 +39,7 @@ def _gain_within_segments(table: Table, method: str) -> list[float]:
     means = (
         part.assign(quarter=quarter).groupby(["seed", "dim", "segment", "quarter"])["error"].mean().unstack()
     )
-    return list(np.exp(np.log(means[3] / means[0]).groupby("seed").mean()))
+    return list((means[3] / means[0]).groupby("seed").agg(geometric_mean))
 
 
 def _ratio(table: Table, other: str, mask) -> list[float]:
@@ -48,7 +48,7 @@ def _ratio(table: Table, other: str, mask) -> list[float]:
     means = part.groupby(["seed", "dim", "segment", "method"])["error"].mean().unstack()
     if other not in means or "lla" not in means:
         return []
-    return list(np.exp(np.log(means[other] / means["lla"]).groupby("seed").mean()))
+    return list((means[other] / means["lla"]).groupby("seed").agg(geometric_mean))
 
 
 def _gain(method: str, judge: Judge, threshold: float):

@@ -25,7 +25,7 @@ def draw(table: Table) -> dict:
         min(set(table[n]), key=lambda v, w=w: abs(v - w))
         for n, w in zip(("dim", "segment"), SHOWN, strict=True)
     )
-    figure, axes = figures.panels(2)
+    figure, axes = figures.panels(2, caption="Squared error by position in the sequence, and by dimension")
     by_position, by_dim = axes[0]
     part = table[(table["dim"] == dim) & (table["segment"] == segment)]
     figures.curves(by_position, part, "position", "error", by="method")
@@ -48,5 +48,7 @@ def draw(table: Table) -> dict:
     dims = sorted(set(table["dim"]))
     by_dim.set_xticks(dims, map(str, dims))
     by_dim.minorticks_off()
-    figure.legend(*by_dim.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    for axis in axes[0]:
+        figures.plain_numbers(axis.yaxis)
+    figures.legend_beside(figure, by_position)
     return {"errors": figure}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from .. import figures
+from ..claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
 from ..experiment import Experiment
 from ..table import as_text
 
 if TYPE_CHECKING:
     from ..table import Table
+
+NAMED = {"mixer", "method"}  # columns whose cells are names of mixers
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,7 @@ class Section:
 
 
 def render(sections: list[Section]) -> str:
-    """The page, as HTML that needs nothing else.
-
-    Raises:
-        ExperimentError: jinja2 or matplotlib is missing.
-    """
+    """The page, as HTML that needs nothing else."""
     import jinja2
 
     template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -46,16 +46,20 @@ def render(sections: list[Section]) -> str:
 def _values(section: Section) -> dict[str, Any]:
     """What the template shows of a section."""
     experiment, table = section.experiment, section.table
-    values = {"experiment": experiment, "command": section.command, "verdicts": []}
+    values = {"experiment": experiment, "command": section.command}
     if table is None:
         return values
-    drawn, summary = figures.draw(experiment, table), experiment.summary(table)
+    verdicts = [claim.judge(table) for claim in experiment.claims]
+    summary = experiment.summary(table)
+    for column in NAMED.intersection(summary):
+        summary[column] = summary[column].map(figures.label)
     return {
         **values,
-        "verdicts": [(claim, claim.judge(table)) for claim in experiment.claims],
+        "verdicts": list(zip(experiment.claims, verdicts, strict=True)),
+        "count": _count(verdicts),
         "figures": [
-            (name, _unique(figures.as_svg(figure), f"{experiment.name}-{name}"))
-            for name, figure in drawn.items()
+            (figure.get_label() or name, _unique(figures.as_svg(figure), f"{experiment.name}-{name}"))
+            for name, figure in figures.draw(experiment, table).items()
         ],
         "summary": {"columns": list(summary.columns), "rows": as_text(summary)},
         "facts": {
@@ -68,6 +72,12 @@ def _values(section: Section) -> dict[str, Any]:
             "torch": ", ".join(sorted(set(table["torch"]))),
         },
     }
+
+
+def _count(verdicts: list[Verdict]) -> str:
+    """How many claims came to which outcome, in words."""
+    found = Counter(verdict.outcome for verdict in verdicts)
+    return ", ".join(f"{found[o]} {o}" for o in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE) if found[o])
 
 
 def _unique(svg: str, prefix: str) -> str:
