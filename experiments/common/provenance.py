@@ -45,9 +45,9 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or that of the processor."""
+    """The GPU's name, or that of the processor; a sweep may start where there is none, for workers with one."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU here"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -56,7 +56,7 @@ def test_a_trial_that_was_cut_short_is_computed_again(finished):
 
 
 def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
-    sizes = ("--steps", "100000", "--seeds", "1")
+    sizes = ("--steps", "20000", "--seeds", "1")
     words = ("run", "state_tracking", "--preset", "smoke", "--workers", "1", *sizes)
     command = [sys.executable, "-m", "flashlla", *words, "--out", str(tmp_path / "out")]
     parent = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
