@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashlla.nn.checks import check_sizes
+
 from .config import StackConfig
 
 NORM_EPS = 1e-6
@@ -32,6 +34,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, device=None, dtype=None):
         super().__init__()
+        check_sizes(dim=dim, hidden=hidden)
         factory = {"bias": False, "device": device, "dtype": dtype}
         self.gate = nn.Linear(dim, hidden, **factory)
         self.up = nn.Linear(dim, hidden, **factory)
@@ -42,31 +45,62 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + mixer(norm(x), *more)``, then ``x + mlp(norm(x))``; ``more`` is what the mixer takes behind x."""
+    """``x + mixer(norm(x), *more)``, then ``x + mlp(norm(x))``, which a ``hidden`` of 0 leaves out.
+
+    ``more`` is what the mixer takes behind x.
+    """
 
     def __init__(self, mixer: nn.Module, dim: int, hidden: int, device=None, dtype=None):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
         self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
-        self.mlp = SwiGLU(dim, hidden, device=device, dtype=dtype)
+        self.mlp = None
+        if hidden:
+            self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
+            self.mlp = SwiGLU(dim, hidden, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         x = x + self.mixer(self.mixer_norm(x), *more)
-        return x + self.mlp(self.mlp_norm(x))
+        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
 
     @torch.no_grad()
     def scale_output(self, factor: float) -> None:
-        """Rescale what both halves add to the residual stream."""
+        """Rescale what the parts add to the residual stream."""
         self.mixer.scale_output(factor)
-        self.mlp.down.weight.mul_(factor)
+        if self.mlp is not None:
+            self.mlp.down.weight.mul_(factor)
+
+
+def build_blocks(
+    config: StackConfig,
+    build: Callable[..., nn.Module],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.ModuleList:
+    """The blocks of a configuration.
+
+    The weights that write into the residual stream start ``writes ** -0.5`` smaller, where ``writes`` counts
+    the mixers and the SwiGLUs, so that its variance does not grow with depth.
+
+    Args:
+        build: makes a mixer from its name, the width and its options.
+
+    Raises:
+        TypeError, ValueError: mixer_options that the mixer does not take.
+    """
+    factory = {"device": device, "dtype": dtype}
+    blocks = nn.ModuleList(
+        Block(build(name, config.dim, **options, **factory), config.dim, config.hidden, **factory)
+        for name, options in config.mixers
+    )
+    writes = config.depth * (2 if config.hidden else 1)
+    for block in blocks:
+        block.scale_output(writes**-0.5)
+    return blocks
 
 
 class TokenModel(Model):
     """Embedding, ``depth`` pre-norm blocks, norm, logits.
-
-    The weights that write into the residual stream start ``(2 depth) ** -0.5`` smaller, so that its variance
-    does not grow with depth.
 
     Args:
         build: makes a mixer from its name, the width and its options.
@@ -87,10 +121,7 @@ class TokenModel(Model):
         super().__init__(config)
         factory = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(vocab_size, config.dim, **factory)
-        self.blocks = nn.ModuleList(
-            Block(build(name, config.dim, **options, **factory), config.dim, config.hidden, **factory)
-            for name, options in config.mixers
-        )
+        self.blocks = build_blocks(config, build, **factory)
         self.norm = nn.RMSNorm(config.dim, eps=NORM_EPS, **factory)
         # A tied head is no parameter of its own: the state dict holds every tensor once.
         head = None if outputs is None else nn.Parameter(torch.empty(outputs, config.dim, **factory))
@@ -98,8 +129,6 @@ class TokenModel(Model):
         for table in (self.embedding.weight, self.head):
             if table is not None:
                 nn.init.normal_(table, std=EMBEDDING_STD)
-        for block in self.blocks:
-            block.scale_output((2 * config.depth) ** -0.5)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., outputs]`` of hidden states ``[..., dim]``."""

@@ -34,7 +34,8 @@ class StackConfig:
         mixer_options: keyword options of that mixer, JSON values: ``{"ridge": 1.0, "window_size": 64}``; of a
             pattern, by name: ``{"lla": {"window_size": 64}, "mamba2": {"kv_heads": None}}``. A mixer's own
             ``heads`` and ``kv_heads`` go before those of the model.
-        mlp_hidden: width of the SwiGLU; None means 8/3 of dim, rounded up to a multiple of 8.
+        mlp_hidden: width of the SwiGLU; None means 8/3 of dim, rounded up to a multiple of 8, and 0 that a
+            block is its mixer alone.
 
     Raises:
         TypeError: a field of the wrong type, or mixer_options that JSON cannot hold.
@@ -54,7 +55,7 @@ class StackConfig:
 
     def __post_init__(self):
         check_sizes(dim=self.dim, depth=self.depth, heads=self.heads)
-        check_given_sizes(kv_heads=self.kv_heads, mlp_hidden=self.mlp_hidden)
+        check_given_sizes(kv_heads=self.kv_heads, mlp_hidden=self.mlp_hidden or None)
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         self._check_mixer()

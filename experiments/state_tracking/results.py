@@ -26,7 +26,8 @@ def draw(table: Table) -> dict:
     longest = table[table["length"] == table["length"].max()]
     shown = at_best_rate(longest, ["mixer", "positions", "length"], "accuracy", highest=True)
     tasks = sorted(shown["positions"].unique())
-    figure, axes = figures.panels(len(tasks), width=3.4, sharey=True)
+    caption = "Share of right permutations by the number of swaps so far, for every number of positions."
+    figure, axes = figures.panels(len(tasks), width=3.4, caption=caption, sharey=True)
     for axis, positions in zip(axes[0], tasks, strict=True):
         figures.curves(axis, shown[shown["positions"] == positions], "position", "accuracy")
         axis.set(title=f"{positions} positions", xlabel="swaps so far", ylim=(0, 1.03))
