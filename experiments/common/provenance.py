@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or that of the processor; a sweep may start where there is none, for workers with one."""
+    """The GPU's name, or that of the processor. A sweep may start where there is none, for other machines."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU here"
     try:
