@@ -71,6 +71,7 @@ def test_trials_run_in_two_workers_that_end_with_the_sweep(killed):
     assert not psutil.wait_procs(killed.workers, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_elsewhere_and_a_failing_trial_costs_no_other(killed):
     assert 1 <= len(killed.done) < 3
     again = subprocess.run(command(killed.out, "local"), capture_output=True, text=True)
