@@ -5,6 +5,7 @@ package reads one.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 
 def backend() -> str | None:
@@ -44,3 +45,13 @@ def world_size() -> int:
 def local_rank() -> int:
     """``LOCAL_RANK``: which of those of this machine this one is."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def set_default(name: str, value: str) -> None:
+    """A variable that another package reads, unless the user has set it."""
+    os.environ.setdefault(name, value)
+
+
+def with_more(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process to be started: this one's, and more."""
+    return {**os.environ, **variables}

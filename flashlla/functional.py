@@ -45,6 +45,8 @@ from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options, acc
 DEFAULT_RTOL = {torch.float64: 1e-12, torch.float32: 5e-7, torch.float16: 1e-5, torch.bfloat16: 1e-4}
 
 _NO_RIDGE = object()  # what the members that solve nothing pass on; None is a caller's mistake
+# Asked once, for torch 2.11 does not trace the question.
+_AUTOCAST = [t for t in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(t)]
 
 
 class AttentionWithStats(NamedTuple):
@@ -523,13 +525,8 @@ def _with_stats(out: Forward) -> AttentionWithStats:
     return AttentionWithStats(out.o, out.lse.detach(), out.residual, out.iterations)
 
 
-@torch.compiler.assume_constant_result  # torch 2.11 does not trace what it asks
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
 def _in_autocast(q: Tensor) -> bool:
-    return _has_autocast(q.device.type) and torch.is_autocast_enabled(q.device.type)
+    return q.device.type in _AUTOCAST and torch.is_autocast_enabled(q.device.type)
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

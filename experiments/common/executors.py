@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from flashlla import _env
+
 from .experiment import ExperimentError
 from .sweep import compute
 
@@ -60,7 +62,7 @@ def ray(address: str) -> Callable[[str, Jobs], Iterator[tuple[str, Any]]]:
     not share a disk with this machine: a trial that is interrupted starts anew. One whose worker dies is
     tried again by Ray, three times.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster started here would call home
+    _env.set_default("RAY_USAGE_STATS_ENABLED", "0")  # or a cluster started here would call home
     try:
         import ray as cluster
     except ModuleNotFoundError as error:

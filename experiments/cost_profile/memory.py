@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from flashlla import _env
 
 from .methods import BOTH, FORWARD, prepare
 
@@ -36,8 +37,9 @@ def peaks(case: Mapping[str, Any]) -> dict[str, int]:
     if torch.device(case["device"]).type == "cuda":
         return {phase: _peak_on_gpu(prepare(phase, **case), case["device"]) for phase in MEASURED}
     command = [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(case)]
-    environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=_env.with_more(ENVIRONMENT), stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
