@@ -62,7 +62,7 @@ def check(case: tuple, target: str, folder) -> None:
 
 
 @pytest.mark.parametrize("case", USUAL, ids=str)
-@pytest.mark.parametrize("target", SHARED)
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
 def test_usual_kernels_compile(case, target, tmp_path):
     check(case, target, tmp_path)
 
