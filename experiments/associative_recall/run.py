@@ -65,7 +65,7 @@ class Config(ExperimentConfig):
     dim: tuple[int, ...] = (16, 32)
     pairs: tuple[int, ...] = (2, 4, 8, 16)
     length: tuple[int, ...] = (12, 24, 48, 96)
-    learning_rate: tuple[float, ...] = (1e-2, 2e-2)
+    learning_rate: tuple[float, ...] = (1e-2, 3e-2)
     vocab: int = 64
     depth: int = 2
     heads: int = 1
@@ -108,7 +108,7 @@ PRESETS = {
         dim=(16,),
         pairs=(1, 2),
         length=(8, 12),
-        learning_rate=(2e-2,),
+        learning_rate=(3e-2,),
         tokens=96,
         steps=20,
         test=64,
