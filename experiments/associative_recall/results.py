@@ -22,27 +22,17 @@ def summary(table: Table) -> Table:
 
 
 def draw(table: Table) -> dict:
-    """Accuracy by the number of pairs, a panel a width, and by width, a panel a number of pairs."""
+    """Accuracy by the number of pairs, a panel a width; dashed: any of the values that were there."""
     shown = best(table)
-    return {
-        "pairs": _panels(shown, "pairs", "dim", "width {}", "pairs in a sequence"),
-        "widths": _panels(shown, "dim", "pairs", "{} pairs", "width of the model"),
-    }
-
-
-def _panels(shown: Table, x: str, by: str, title: str, xlabel: str):
-    """Accuracy by ``x``, a panel for each value of ``by``; dashed: any of the values that were there."""
-    values = sorted(shown[by].unique())
-    figure, axes = figures.panels(len(values), width=3.0, sharey=True)
-    for axis, value in zip(axes[0], values, strict=True):
-        part = shown[shown[by] == value]
-        figures.curves(axis, part, x, "accuracy")
-        places = np.sort(part[x].unique())
-        chance = 1 / part.groupby(x)["pairs"].first()
-        axis.plot(places, chance[places], color=figures.INK, ls="--", lw=1, label="any value of the sequence")
+    widths, places = (np.sort(shown[name].unique()) for name in ("dim", "pairs"))
+    caption = "Share of queries answered with the right value by the number of pairs, for each width"
+    figure, axes = figures.panels(len(widths), width=3.0, sharey=True, caption=caption)
+    for axis, width in zip(axes[0], widths, strict=True):
+        figures.curves(axis, shown[shown["dim"] == width], "pairs", "accuracy")
+        axis.plot(places, 1 / places, color=figures.INK, ls="--", lw=1, label="any value of the sequence")
         axis.set_xscale("log", base=2)
         axis.set_xticks(places, places)
-        axis.set(title=title.format(value), xlabel=xlabel, ylim=(0, 1.03))
+        axis.set(title=f"width {width}", xlabel="pairs in a sequence", ylim=(0, 1.03))
     axes[0][0].set_ylabel("share of right values")
     figures.legend_beside(figure, axes[0][0])
-    return figure
+    return {"pairs": figure}

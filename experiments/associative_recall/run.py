@@ -65,12 +65,12 @@ class Config(ExperimentConfig):
     dim: tuple[int, ...] = (16, 32)
     pairs: tuple[int, ...] = (2, 4, 8, 16)
     length: tuple[int, ...] = (12, 24, 48, 96)
-    learning_rate: tuple[float, ...] = (1e-2, 3e-2)
+    learning_rate: tuple[float, ...] = (5e-3, 2e-2)
     vocab: int = 64
     depth: int = 2
     heads: int = 1
     tokens: int = 512
-    steps: int = 500
+    steps: int = 700
     test: int = 256
     seeds: int = 2
 

@@ -33,7 +33,14 @@ def draw(table: Table) -> dict:
 
 
 def _losses(rows: Table, optimizers: list[str]):
-    figure, axes = figures.panels(len(optimizers), 2, width=3.3, height=2.5, sharey=True)
+    figure, axes = figures.panels(
+        len(optimizers),
+        2,
+        width=3.3,
+        height=2.5,
+        sharey=True,
+        caption="Loss on text that was held out, by bytes and by seconds of training",
+    )
     for column, name in enumerate(optimizers):
         part = rows[rows["optimizer"] == name]
         for axis, x, what in zip(axes[:, column], ("kilobytes", "seconds"), ("bytes", "time"), strict=True):
@@ -41,7 +48,7 @@ def _losses(rows: Table, optimizers: list[str]):
             axis.set(title=f"{OPTIMIZERS[name]}, by {what}", xlabel=f"{x} of training", xlim=(0, None))
     for axis in axes[:, 0]:
         axis.set_ylabel("bits a byte, validation")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figures.legend_beside(figure, axes[0][0])
     return figure
 
 
@@ -50,11 +57,17 @@ def _gains(rows: Table, optimizers: list[str]):
     softmax = rows[rows["mixer"] == "softmax"].set_index(keys)["bits"].rename("softmax")
     others = rows[rows["mixer"] != "softmax"].join(softmax, on=keys)
     others = others.assign(gain=others["softmax"] - others["bits"])
-    figure, axes = figures.panels(len(optimizers), width=3.3, height=2.6, sharey=True)
+    figure, axes = figures.panels(
+        len(optimizers),
+        width=3.3,
+        height=2.6,
+        sharey=True,
+        caption="Bits a byte that a mixer saves against softmax attention after as many bytes of training",
+    )
     for axis, name in zip(axes[0], optimizers, strict=True):
         axis.axhline(0, color=figures.INK, lw=0.8)
         figures.curves(axis, others[others["optimizer"] == name], "kilobytes", "gain")
         axis.set(title=OPTIMIZERS[name], xlabel="kilobytes of training", xlim=(0, None))
     axes[0][0].set_ylabel("bits a byte less than softmax")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figures.legend_beside(figure, axes[0][0])
     return figure

@@ -35,13 +35,17 @@ def draw(table: Table) -> dict:
     """Time over that of torch SDPA, and peak memory, by length: a panel for each phase."""
     table = table.assign(mebibytes=table["peak"] / 2**20, method=table["method"].replace(NAMES))
     return {
-        "time": _panels(table, PHASES, "ratio", "time over that of torch SDPA"),
-        "memory": _panels(table, MEASURED, "mebibytes", "peak memory, MiB"),
+        "time": _panels(
+            table, PHASES, "ratio", "time over that of torch SDPA", "Time of a call by the number of keys"
+        ),
+        "memory": _panels(
+            table, MEASURED, "mebibytes", "peak memory, MiB", "Peak memory of a call by the number of keys"
+        ),
     }
 
 
-def _panels(table: Table, phases: tuple[str, ...], y: str, words: str):
-    figure, axes = figures.panels(len(phases), width=3.1, height=2.9, sharey=True)
+def _panels(table: Table, phases: tuple[str, ...], y: str, words: str, caption: str):
+    figure, axes = figures.panels(len(phases), width=3.1, height=2.9, sharey=True, caption=caption)
     lengths = sorted(set(table["length"]))
     for axis, phase in zip(axes[0], phases, strict=True):
         axis.set_prop_cycle(color=COLORS)
@@ -50,5 +54,5 @@ def _panels(table: Table, phases: tuple[str, ...], y: str, words: str):
         axis.set_xticks(lengths, map(str, lengths))
         axis.minorticks_off()
     axes[0][0].set_ylabel(words)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figures.legend_beside(figure, axes[0][0])
     return figure
