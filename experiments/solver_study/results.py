@@ -59,8 +59,8 @@ def _iterations(table: Table):
     means = inside.groupby(["name", "seed", "step"], as_index=False, sort=False)["q95"].mean()
     figures.curves(by_step, means, "step", "q95", by="name")
     by_step.set(title="mean over layers", xlabel="training step")
-    for axis in (by_length[0], by_step):
-        axis.legend(fontsize=8)
+    by_length[0].legend(fontsize=8)
+    figures.legend_beside(figure, by_step)
     by_length[0].set(ylabel="iterations, 0.95 quantile", yscale="log")
     figures.plain_numbers(by_length[0].yaxis)
     return figure
