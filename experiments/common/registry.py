@@ -9,7 +9,7 @@ import flashlla.experiments
 
 from .experiment import Experiment, ExperimentError
 
-NOT_EXPERIMENTS = {"common", "demo"}
+NOT_EXPERIMENTS = {"common", "demo", "worlds"}
 
 
 def names() -> list[str]:
