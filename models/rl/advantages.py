@@ -36,7 +36,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor | None = None, discount: float =
     """
     if mask is None:
         return discounted_sums(rewards, discount)
-    sums = discounted_sums(rewards.masked_fill(~mask, 0.0), _factors(mask, discount, rewards))
+    sums = discounted_sums(rewards.masked_fill(~mask, 0.0), step_factors(mask, discount, rewards))
     return sums.masked_fill(~mask, 0.0)
 
 
@@ -53,7 +53,7 @@ def generalized_advantages(
 
     ``A_t = delta_t + discount decay A_{t+1}`` with ``delta_t = r_t + discount V_{t+1} - V_t``. With decay 1
     it is the reward-to-go less the value, with 0 the error of one step. ``A + values`` is what the values are
-    trained towards.
+    trained towards. A step is a token, or a whole turn of a dialogue, where discount and decay are by turn.
 
     Args:
         rewards, values: ``[..., steps]``; values are not trained through these: detach them.
@@ -62,14 +62,28 @@ def generalized_advantages(
         last_values: ``[...]``, behind the last step of an episode that was cut off; None means 0, its end.
     """
     mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
-    last = values.new_zeros(values.shape[:-1]) if last_values is None else last_values
-    own = values.masked_fill(~mask, 0.0)
-    from_here = discounted_sums(
-        own, (~mask).to(values.dtype), last
-    )  # the value of the next step, if not here
-    following = torch.cat([from_here[..., 1:], last[..., None]], -1)
+    following = next_values(values, mask, last_values)
     errors = (rewards + discount * following - values).masked_fill(~mask, 0.0)
-    return discounted_sums(errors, _factors(mask, discount * decay, rewards)).masked_fill(~mask, 0.0)
+    return discounted_sums(errors, step_factors(mask, discount * decay, rewards)).masked_fill(~mask, 0.0)
+
+
+def step_factors(mask: Tensor, factors: Tensor | float, like: Tensor) -> Tensor:
+    """``factors`` at steps, and 1 at what is stepped over."""
+    return torch.where(mask, factors, torch.ones_like(like))
+
+
+def next_values(values: Tensor, mask: Tensor, last: Tensor | None = None) -> Tensor:
+    """The value of the step behind every step, those where ``mask`` is False stepped over.
+
+    Args:
+        values: ``[..., steps]``.
+        mask: bool, as values.
+        last: ``[...]``, behind the last step; None means 0.
+    """
+    last = values.new_zeros(values.shape[:-1]) if last is None else last
+    own = values.masked_fill(~mask, 0.0)
+    from_here = discounted_sums(own, (~mask).to(values.dtype), last)  # that of the next step, if not here
+    return torch.cat([from_here[..., 1:], last[..., None]], -1)
 
 
 def leave_one_out(returns: Tensor, dim: int = -1) -> Tensor:
@@ -98,8 +112,3 @@ def group_normalized(returns: Tensor, dim: int = -1, *, scale: bool = True, eps:
     """
     centred = returns - returns.mean(dim, keepdim=True)
     return centred / (returns.std(dim, keepdim=True, correction=0) + eps) if scale else centred
-
-
-def _factors(mask: Tensor, factor: float, like: Tensor) -> Tensor:
-    """The factor at steps, and 1 at what is stepped over."""
-    return torch.ones_like(like).masked_fill(mask, factor)

@@ -54,6 +54,30 @@ def test_the_dual_clip_bounds_losses_of_negative_advantages(ratio, advantage, lo
     assert (log_probs.grad.item() == 0) == (ratio == 9.0)
 
 
+@pytest.mark.parametrize("dual_clip", (None, 3.0))
+def test_gradients_of_the_surrogate_are_those_of_its_definition(dual_clip, generator):
+    """Written with the largest and the least of numbers, one at a time, and differentiated by autograd."""
+    old = torch.randn(500, generator=generator, dtype=torch.float64)
+    log_probs = old + 1.5 * torch.randn(500, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(500, generator=generator, dtype=torch.float64)
+    log_probs.requires_grad_()
+
+    def gain(log_prob, before, advantage):
+        ratio = (log_prob - before).exp()
+        clipped = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        return torch.maximum(clipped, 3.0 * advantage) if dual_clip and advantage < 0 else clipped
+
+    parts = zip(log_probs, old, advantages, strict=True)
+    expected = -torch.stack([gain(*part) for part in parts])
+    found = clipped_surrogate(log_probs, old, advantages, dual_clip=dual_clip)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(x.sum(), log_probs, retain_graph=True)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    ratios = (log_probs - old).exp().detach()
+    moves = torch.where(advantages > 0, ratios < 1.2, (ratios > 0.8) & (ratios < (dual_clip or math.inf)))
+    torch.testing.assert_close(gradients[0], torch.where(moves, -advantages * ratios, 0.0))
+
+
 @pytest.mark.parametrize(
     ("value", "target", "loss", "moves"),
     ((0.1, 1.0, 0.405, True), (0.5, 1.0, 0.32, False), (0.5, -1.0, 1.125, True), (-0.5, 1.0, 1.125, True)),
