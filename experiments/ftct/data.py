@@ -14,7 +14,6 @@ from .vocabulary import LETTERS, Vocabulary
 NOISE = 10  # noise is 0 to 9
 LONGER = 5  # the longest line has so many vertices more than a chain
 SHORTEST = 4  # a line with a fragment has at least so many vertices
-BUCKETS = 4  # of sequences by their length, from which a batch is one
 PATTERNS = 0.2  # share of sequences that are patterns alone
 PAD, HEAD, CONTEXT, LETTER, EQUALS, VALUE, COMMA, NEWLINE = range(8)  # what a token is
 
@@ -94,19 +93,6 @@ def training_sequences(task: Task, batch: int, lines: int, generator: torch.Gene
     noise = torch.randint(NOISE, (batch, lines, longest), generator=generator)
     values = torch.where(known[:, None], task.graph.values[letters[:, None], roots], noise)
     return write(task, letters, values, lengths, generator)
-
-
-def training_batch(task: Task, batch: int, lines: int, generator: torch.Generator) -> Sequences:
-    """Training sequences of about one length, so that little of a batch is padding.
-
-    They are a random quarter of four times as many, sorted by length: any sequence is as likely as before.
-    """
-    many = training_sequences(task, BUCKETS * batch, lines, generator)
-    lengths = (many.kinds != PAD).sum(1)
-    chosen = lengths.argsort(stable=True).view(BUCKETS, batch)[
-        torch.randint(BUCKETS, (), generator=generator)
-    ]
-    return Sequences(*(t[chosen, : int(lengths[chosen].max())] for t in many))
 
 
 def longest_fragment(task: Task, sequences: Sequences) -> int:

@@ -16,7 +16,7 @@ from flashlla.models import training
 from ..common.training import WARMUP
 from .data import Sequences
 
-EVALUATIONS = 5  # spread evenly over the steps
+EVALUATIONS = 4  # spread evenly over the steps
 
 
 def mean_loss(model: nn.Module, batch: Sequences) -> Tensor:
@@ -41,7 +41,7 @@ def train(
 
     Args:
         batch: draws one with a generator that depends on seed and step alone, so that mixers meet the same.
-        evaluate: gives numbers by name, five times a run and at its end.
+        evaluate: gives numbers by name, four times a run and at its end.
         folder: of the trial; one that was interrupted goes on from the checkpoint there.
         learning_rate: peak of a cosine behind a warm-up of a tenth of the steps.
 

@@ -23,7 +23,6 @@ from flashlla.experiments.ftct.data import (
     VALUE,
     longest_fragment,
     make_task,
-    training_batch,
     training_sequences,
 )
 from flashlla.experiments.ftct.effects import main_cell
@@ -130,14 +129,9 @@ def test_one_sequence_in_five_has_no_knowledge(generator):
     assert knows.double().mean().item() == pytest.approx(0.8, abs=0.03)
 
 
-def test_a_batch_has_sequences_of_about_one_length():
-    task = make_task(8, 4, 14, 2, 2, 2, seed=0)
-    batches = [training_batch(task, 16, 2, torch.Generator().manual_seed(seed)) for seed in range(40)]
-    assert all(batch.tokens.shape[0] == 16 for batch in batches)
-    used = sum(int((batch.kinds != PAD).sum()) for batch in batches)
-    assert used / sum(batch.tokens.numel() for batch in batches) > 0.8
-    again = training_batch(task, 16, 2, torch.Generator().manual_seed(3))
-    assert torch.equal(batches[3].tokens, again.tokens)
+def test_sequences_follow_from_the_generator(task):
+    draws = [training_sequences(task, 4, 2, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*draws, strict=True))
 
 
 def test_text_and_tokens():

@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 
+from flashlla.experiments.ftct.data import PAD as UNUSED
 from flashlla.experiments.ftct.data import make_task
 from flashlla.experiments.sparsity import EXPERIMENT
 from flashlla.experiments.sparsity import graph as graphs
@@ -15,7 +16,7 @@ from flashlla.experiments.sparsity.axes import rows as axis_rows
 from flashlla.experiments.sparsity.demonstrations import ARMS, GUIDED, Lines
 from flashlla.experiments.sparsity.graph import ID, LONG, SHORT, SPLITS, build_graph
 from flashlla.experiments.sparsity.knowledge import PLACES, Questions
-from flashlla.experiments.sparsity.lines import _axes
+from flashlla.experiments.sparsity.lines import _axes, training_batch
 from flashlla.experiments.sparsity.measures import MAIN, compare, rank_correlation
 from flashlla.experiments.sparsity.run import Config
 from flashlla.experiments.sparsity.selection import difficulty_levels, guided, similar
@@ -213,6 +214,14 @@ def test_lines_to_choose_from():
 
 
 # ---- demonstrations ---------------------------------------------------------------------------------
+
+
+def test_a_training_batch_has_lines_of_about_one_length():
+    task = make_task(8, 4, 14, 2, 2, 2, seed=0)
+    batches = [training_batch(task, 16, 2, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    assert all(batch.tokens.shape[0] == 16 for batch in batches)
+    used = sum(int((batch.kinds != UNUSED).sum()) for batch in batches)
+    assert used / sum(batch.tokens.numel() for batch in batches) > 0.8
 
 
 def test_levels_are_of_equal_size_and_questions_fall_into_them():
