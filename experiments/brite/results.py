@@ -110,7 +110,7 @@ def _losses(table: Table):
     rows = table[(table["kind"] == "tuning") & (table["task"] == "hard")]
     mixers = list(dict.fromkeys(rows["mixer"]))
     caption = "Loss of supervised training on three sets of texts, by steps."
-    figure, axes = figures.panels(len(mixers), width=2.4, height=2.5, caption=caption, sharey=True)
+    figure, axes = figures.panels(len(mixers), width=2.3, height=2.5, caption=caption, sharey=True)
     for axis, mixer in zip(axes[0], mixers, strict=True):
         for arm, color in WAYS.items():
             part = rows[(rows["mixer"] == mixer) & (rows["arm"] == arm)]

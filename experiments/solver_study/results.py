@@ -45,7 +45,7 @@ def _iterations(table: Table):
     fixed = varied(table, "ridge")
     ridges = sorted(fixed["ridge"].unique())
     caption = "Iterations of trained models by number of keys, for each ridge and layer; and by training step"
-    figure, axes = figures.panels(len(ridges) + 1, width=2.4, sharey=True, caption=caption)
+    figure, axes = figures.panels(len(ridges) + 1, width=2.3, sharey=True, caption=caption)
     *by_length, by_step = axes[0]
     for axis, ridge in zip(by_length, ridges, strict=True):
         end = fixed[(fixed["ridge"] == ridge) & (fixed["step"] == fixed["steps"])]
