@@ -7,28 +7,33 @@ from ..common.table import Table
 from .effects import CELL, at_end, main_cell
 from .mlp import MLP
 
-COLUMNS = {"chain": "N", "fragment": "M", "depth": "layers"}
-INSIDE = {
-    "values": "values",
-    "vertices": "vertices",
-    "held_out_values": "held-out values",
-    "probe_parent": "parent read",
-    "probe_others": "others read",
-    "induction": "induction",
-    "induction_chain": "the same in chains",
+PAIRED = {  # columns for readers, of one or two of the table
+    "vertices": ["vertices"],
+    "values": ["values"],
+    "held-out values": ["held_out_values"],
+    "parent, others read": ["probe_parent", "probe_others"],
+    "induction in noise, in chains": ["induction", "induction_chain"],
 }
 
 
 def summary(table: Table) -> Table:
-    """Whole-chain accuracy by shots, and with one shot what else is measured at the end, a row a cell."""
+    """Whole-chain accuracy by shots, and what else is measured with one; a row for every mixer and cell."""
     rows = at_end(table)
     by = ["mixer", *CELL]
-    whole = rows.groupby([*by, "shots"], sort=False)["whole"].mean().round(3).unstack("shots")
-    whole = whole.rename(columns=lambda shots: f"{shots} shots")
-    one = rows[rows["shots"] == 1].groupby(by, sort=False)
-    inside = one[list(INSIDE)].mean().round(3).rename(columns=INSIDE)
-    order = list(dict.fromkeys(rows[by].itertuples(index=False, name=None)))
-    return whole.join(inside).loc[order].reset_index().rename(columns=COLUMNS)
+    most = rows["shots"].max()
+    means = rows.groupby([*by, "shots"], sort=False).mean(numeric_only=True)
+    whole = means["whole"].unstack("shots").apply(_together, axis=1).rename(f"whole, 0 to {most} shots")
+    one = means.xs(1, level="shots")
+    others = {name: one[columns].apply(_together, axis=1) for name, columns in PAIRED.items()}
+    shown = whole.to_frame().join(one[[]].assign(**others)).reset_index()
+    sizes = (shown[pair].astype(str).agg(", ".join, axis=1) for pair in (CELL[:2], CELL[2:]))
+    for place, (name, size) in enumerate(zip(("N, M", "layers, heads"), sizes, strict=True), 1):
+        shown.insert(place, name, size)
+    return shown.drop(columns=CELL)
+
+
+def _together(shares) -> str:
+    return ", ".join("" if share != share else f"{share:.2f}" for share in shares).strip(", ")
 
 
 def draw(table: Table) -> dict:

@@ -420,7 +420,7 @@ def test_table_and_figures_of_a_whole_sweep():
     table = made_up(GOOD, NO_SHOT, LLA, *grid(lambda n, m: m / n)[:3], *sizes)
     assert main_cell(table) == MAIN
     assert set(summary(table)["mixer"]) == {"softmax", "lla", "mlp"}
-    assert {"N", "M", "layers", "1 shots"} <= set(summary(table).columns)
+    assert {"N, M", "layers, heads", "whole, 0 to 1 shots"} <= set(summary(table).columns)
     assert set(draw(table)) == {"shots", "steps", "fragments", "sizes"}
 
 
