@@ -170,7 +170,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         pairs, length = tasks[torch.randint(len(tasks), (), generator=generator)]
         return recall(trial.tokens // length, length, pairs, trial.vocab, generator)
 
-    records = train(
+    history = train(
         model.to(trial.device),
         lambda model, batch: F.cross_entropy(*_answers(model, *batch)),
         draw,
@@ -180,8 +180,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         seed=trial.seed,
         optimizer="muon",
     )
-    seconds = sum(record["seconds"] for record in records) / len(records)
-    about = {"parameters": model.num_parameters(), "step_seconds": seconds}
+    about = {"parameters": model.num_parameters(), "step_seconds": history.seconds / trial.steps}
     return [
         {"pairs": pairs, "length": length, "accuracy": _accuracy(model, trial, pairs, length), **about}
         for pairs, length in tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from flashlla.models import LanguageModel
 from flashlla.models.rl import taken_log_probs
 from flashlla.models.training import batch_seed
 
+from ..common.costs import peak_megabytes
 from ..common.training import train
 from .data import Chains, joined
 from .evidence import Bounds, elbo, log_evidence
@@ -57,8 +57,7 @@ class Study:
         self.models[arm], about = ARMS[arm](self, arm)
         seconds = time.perf_counter() - begun
         found = accuracies(self.models[arm], self.chains, self.test, self._generator(f"{arm} test"))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        row = {"arm_seconds": seconds, "peak_megabytes": memory, **found, **about}
+        row = {"arm_seconds": seconds, "peak_megabytes": peak_megabytes(), **found, **about}
         self._row("arm", arm, **row, parameters=self.models[arm].num_parameters())
 
     # ---- arms -----------------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ class Study:
             rationales = self.chains.rationales(prompts, generator)
             return joined(prompts, rationales, self.chains.answers(rationales))
 
-        records = train(
+        history = train(
             model.to(trial.device),
             lambda model, texts: -taken_log_probs(model, texts, self.chains.prompt_length).mean(),
             draw,
@@ -84,7 +83,7 @@ class Study:
             seed=trial.seed,
             optimizer="muon",
         )
-        return model.eval(), {"loss": _ending(records)}
+        return model.eval(), {"loss": _ending(history.steps)}
 
     def sft(self, arm: str) -> tuple[LanguageModel, dict[str, Any]]:
         return self._tuned(arm, "base", self.true_rationales)

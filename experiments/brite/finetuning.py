@@ -50,7 +50,7 @@ def finetune(
     if not len(texts):
         raise ValueError("there is no text to train on; draw more candidates")
     trained = deepcopy(model)
-    records = train(
+    history = train(
         trained,
         lambda model, tokens: -taken_log_probs(model, tokens, start).mean(),
         lambda generator: texts[torch.randint(len(texts), (batch,), generator=generator).to(texts.device)],
@@ -60,7 +60,7 @@ def finetune(
         seed=seed,
         optimizer="muon",
     )
-    return trained.eval(), records
+    return trained.eval(), history.steps
 
 
 def reject(model: LanguageModel, problem: Problem, candidates: int, generator: torch.Generator) -> Kept:

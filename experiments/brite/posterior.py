@@ -23,7 +23,7 @@ from flashlla.models.rl import (
     whiten,
 )
 
-from ..common.training import WARMUP
+from ..common.training import train_policy
 
 UPDATES = 2  # of the model for every draw
 LOWEST = -10.0  # log-probabilities of the reference in the reward, at least
@@ -132,39 +132,25 @@ def learn_posterior(
     policy = PolicyModel(PolicyConfig(**reference.config.to_dict())).to(problem.prompts.device)
     policy.actor.load_state_dict(reference.state_dict())
     how, length = ESTIMATORS[estimator], problem.links + 2 * verifier
-    drawn: list[tuple[Tensor, ...]] = []
 
-    def draw(step: int, rank: int) -> tuple[Tensor, ...]:
-        """What was drawn at the last step that is a multiple of UPDATES; runs go on at such steps alone."""
-        if step % UPDATES == 0:
-            drawn[:] = [
-                _draw(policy, reference, problem, how, length, verifier, prompts, samples, (seed, step))
-            ]
-        return drawn[0]
+    def draw(step: int) -> list[tuple[Tensor, ...]]:
+        batch = _draw(policy, reference, problem, how, length, verifier, prompts, samples, (seed, step))
+        return UPDATES * [batch]
 
-    every = UPDATES * max(1, steps // PARTS)
-    config = training.TrainerConfig(
-        steps=UPDATES * steps,
-        seed=seed,
-        optimizer=training.OptimizerConfig("adamw", learning_rate, weight_decay=0.0),
-        schedule=training.ScheduleConfig("cosine", warmup_steps=int(WARMUP * UPDATES * steps)),
-        log_every=every,
-        evaluate_every=every,
-        checkpoint_every=UPDATES * max(1, steps // 2),
-    )
-    trainer = training.Trainer(
+    history = train_policy(
         policy,
         lambda policy, batch: _loss(policy, problem.links + 2, how.critic, *batch),
         draw,
-        config,
         folder,
-        evaluate=lambda policy: measure(policy.actor),
-        world=training.World.join(device=problem.prompts.device),
-        progress=False,
+        draws=steps,
+        updates=UPDATES,
+        learning_rate=learning_rate,
+        seed=seed,
+        weight_decay=0.0,
+        evaluate=lambda policy, step: measure(policy.actor),
+        evaluate_every=max(1, steps // PARTS),
     )
-    trainer.fit()
-    records = training.read_metrics(folder / "metrics.jsonl")
-    measured = [{**r, "step": r["step"] // UPDATES} for r in records if "loss" not in r]
+    measured = [{**record, "step": record["step"] // UPDATES} for record in history.evaluations]
     return policy.actor.eval(), measured
 
 

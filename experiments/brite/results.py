@@ -102,7 +102,7 @@ def _bound(table: Table):
         axis.set(title=title, xlabel="draws")
     axes[0][0].set_ylabel("nats a problem")
     for axis in axes[0]:
-        axis.legend(fontsize=7, loc="lower right")
+        axis.legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 from flashlla.models import LanguageModel, LanguageModelConfig
 
 from ..common.experiment import ExperimentConfig
+from ..common.training import token_loss, train
 from ..demo.data import random_batch
 from .data import corpus, held_out
-from .training import train
+from .training import EVALUATIONS, bits_per_byte, by_evaluation
 
 VOCABULARY = 256  # bytes
 MAX_CONTEXT = 4096
@@ -141,15 +143,21 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return random_batch(text.train, trial.batch, trial.context, generator)
 
-    records = train(
+    windows = held_out(text, trial.windows, trial.context)
+    history = train(
         model,
+        token_loss,
         batch,
-        held_out(text, trial.windows, trial.context),
         folder,
         steps=trial.steps,
         optimizer=trial.optimizer,
         learning_rate=trial.learning_rate,
         seed=trial.seed,
+        evaluate=lambda model, _: {"bits": bits_per_byte(model, windows)},
+        evaluate_every=math.ceil(trial.steps / EVALUATIONS),
     )
     about = {"parameters": model.num_parameters(), "corpus": text.digest}
-    return [{"tokens": record["step"] * trial.batch * trial.context, **record, **about} for record in records]
+    return [
+        {"tokens": record["step"] * trial.batch * trial.context, **record, **about}
+        for record in by_evaluation(history)
+    ]

@@ -51,13 +51,17 @@ class ExperimentConfig:
     device: str = "cpu"
 
     def __post_init__(self):
-        for name in self.mixer:
-            if name not in MIXERS:
-                raise ValueError(f"mixer {name!r} is unknown; choose from {', '.join(MIXERS)}")
+        self._check_names("mixer", MIXERS)
         if not self.mixer or len(set(self.mixer)) < len(self.mixer):
             raise ValueError(f"mixer={' '.join(self.mixer)!r} must name at least one, and each once")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
+
+    def _check_names(self, field: str, choices: Iterable[str]) -> None:
+        """Every value of a field must be one of the choices."""
+        for name in getattr(self, field):
+            if name not in choices:
+                raise ValueError(f"{field} {name!r} is unknown; choose from {', '.join(choices)}")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flashlla.models import training
 
@@ -17,52 +18,155 @@ if TYPE_CHECKING:
 WARMUP = 0.1  # share of the steps
 
 
+class History(NamedTuple):
+    """What a training run has written down.
+
+    Attributes:
+        steps: a record for every step: ``step``, counted from 1, ``loss``, ``seconds`` and more.
+        evaluations: a record for every evaluation: the ``step`` behind which it was, and its numbers.
+    """
+
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all steps, without the evaluations."""
+        return sum(record["seconds"] for record in self.steps)
+
+
 def train(
     model: nn.Module,
     loss: Callable[[nn.Module, Any], Tensor],
     batch: Callable[[torch.Generator], Any],
     folder: Path,
     *,
-    steps: int,
-    learning_rate: float,
     seed: int,
-    optimizer: str = "adamw",
-) -> list[dict[str, Any]]:
+    **recipe: Any,
+) -> History:
     """Train a model in place; a trial that was interrupted goes on from the checkpoint in ``folder``.
 
     Args:
         loss: ``loss(model, batch)``, 0-dim.
         batch: draws one with a generator that depends on seed and step alone, so that mixers meet the same.
-        folder: of the trial.
-        learning_rate: at the peak of a cosine behind a warm-up of a tenth of the steps.
-
-    Returns:
-        The records of the steps, as in ``metrics.jsonl``.
+        folder: of the run.
+        recipe: as for :func:`fit`.
 
     Raises:
         NonFiniteError: the loss became no number.
     """
+
+    def draw(step: int, rank: int) -> Any:
+        return batch(training.batch_generator(seed, step, rank))
+
+    return fit(model, loss, draw, folder, seed=seed, **recipe)
+
+
+def train_policy(
+    policy: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    draw: Callable[[int], Sequence[Any]],
+    folder: Path,
+    *,
+    draws: int,
+    updates: int = 1,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    **recipe: Any,
+) -> History:
+    """Train a policy in place on what it writes itself, with some updates behind every draw.
+
+    Args:
+        loss: ``loss(policy, batch)``, 0-dim.
+        draw: ``draw(step)``, with the number of updates so far, gives the batches of the next ``updates``
+            steps. It must depend on seed, step and policy alone.
+        folder: of the run; one that was interrupted goes on from the checkpoint there, in front of a draw.
+        draws: of the run.
+        evaluate_every, checkpoint_every: draws between two of them.
+        recipe: as for :func:`fit`.
+
+    Returns:
+        The history, whose steps are updates.
+
+    Raises:
+        NonFiniteError: the loss became no number.
+    """
+    batches: list[Any] = []
+
+    def batch(step: int, rank: int) -> Any:
+        if step % updates == 0:
+            batches[:] = draw(step)
+        return batches[step % updates]
+
+    return fit(
+        policy,
+        loss,
+        batch,
+        folder,
+        steps=draws * updates,
+        evaluate_every=evaluate_every and evaluate_every * updates,
+        checkpoint_every=updates * (checkpoint_every or evaluate_every or max(1, draws // 4)),
+        **recipe,
+    )
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batch: Callable[[int, int], Any],
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.1,
+    warmup: float = WARMUP,
+    floor: float = 0.1,
+    evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+) -> History:
+    """The trainer of :mod:`flashlla.models.training` with the schedule that experiments share.
+
+    Args:
+        batch: ``batch(step, rank)``, as the trainer wants it.
+        learning_rate: at the peak of a cosine behind a warm-up.
+        optimizer: ``"adamw"`` or ``"muon"``.
+        warmup: share of the steps.
+        floor: share of the peak that the cosine ends at.
+        evaluate: ``evaluate(model, step)``, numbers by name, without gradient and in eval mode.
+        evaluate_every, checkpoint_every: steps between two of them; both are at the end as well. Checkpoints
+            are by default where evaluations are, or else behind each quarter.
+    """
     config = training.TrainerConfig(
         steps=steps,
         seed=seed,
-        optimizer=training.OptimizerConfig(optimizer, learning_rate, weight_decay=0.1),
-        schedule=training.ScheduleConfig("cosine", warmup_steps=int(WARMUP * steps)),
+        optimizer=training.OptimizerConfig(optimizer, learning_rate, weight_decay=weight_decay),
+        schedule=training.ScheduleConfig("cosine", warmup_steps=int(warmup * steps), floor=floor),
         log_every=max(1, steps // 20),
-        checkpoint_every=max(1, steps // 4),
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every or evaluate_every or max(1, steps // 4),
     )
     trainer = training.Trainer(
         model,
         loss,
-        lambda step, rank: batch(training.batch_generator(seed, step, rank)),
+        batch,
         config,
         folder / "training",
+        evaluate=evaluate and (lambda model: evaluate(model, trainer.step)),
         world=training.World.join(device=next(model.parameters()).device),
         progress=False,
     )
     trainer.fit()
-    return [
-        record for record in training.read_metrics(folder / "training" / "metrics.jsonl") if "loss" in record
-    ]
+    records = training.read_metrics(folder / "training" / "metrics.jsonl")
+    return History(*([r for r in records if ("seconds" in r) is step] for step in (True, False)))
+
+
+def token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy over a batch of tokens and targets, ``[batch, seq]`` each, nats, 0-dim."""
+    tokens, targets = batch
+    return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
 
 def at_best_rate(table: Table, by: Sequence[str], metric: str, *, highest: bool = False) -> Table:

@@ -14,13 +14,15 @@ from flashlla.models import LanguageModel, LanguageModelConfig
 from flashlla.models.mixers import MIXERS
 from flashlla.models.training import batch_generator
 
+from ..common.costs import costs
 from ..common.experiment import ExperimentConfig
+from ..common.training import train
 from .data import LONGER, Task, longest_fragment, make_task, training_sequences
 from .graph import CHAINS
 from .mlp import MLP, WindowMLP
 from .probes import induction_scores, probe_accuracies
 from .testing import ACCURACIES, accuracies
-from .training import train
+from .training import EVALUATIONS, by_evaluation, mean_loss
 from .vocabulary import LETTERS
 
 TEST_SEED = 10**6  # apart from the seeds of training
@@ -29,6 +31,7 @@ MLP_DEPTH, MLP_RATE = 2, 3e-3  # hidden layers of the baseline, and its learning
 OPTIONS = {"mesanet": {"chunk_size": 16, "rtol": 1e-3}, "gated_deltanet": {"chunk_size": 32}}
 PROBED = 1  # shots in front of the line that is probed
 PROBES = 2  # prompts of a probe, for each of a test
+CHECKED = 10  # batches of a training whose lines are searched for chains
 RECORDED = ("step", "loss", "step_seconds")
 
 
@@ -71,7 +74,7 @@ class Config(ExperimentConfig):
         test: prompts of a test; a probe has twice as many.
     """
 
-    mixer: tuple[str, ...] = ("softmax", "lla", "parallax", "mesanet", "gated_deltanet")
+    mixer: tuple[str, ...] = ("softmax", "lla", "parallax", "mesanet", "gated_deltanet", "linear_attention")
     other_mixer: tuple[str, ...] = ("softmax", "lla")
     chain: tuple[int, ...] = (8, 8)
     fragment: tuple[int, ...] = (4, 2)
@@ -93,9 +96,7 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.other_mixer:
-            if name not in MIXERS:
-                raise ValueError(f"other_mixer {name!r} is unknown; choose from {', '.join(MIXERS)}")
+        self._check_names("other_mixer", MIXERS)
         self._check_pairs("chain", "fragment")
         self._check_pairs("depth", "heads")
         most = (len(LETTERS) - LONGER + 1) // (CHAINS + 1)
@@ -257,16 +258,21 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     def test(model, shots: int, **options) -> dict[str, float]:
         return accuracies(model, task, trial.test, shots, seed, **options)
 
-    records = train(
+    history = train(
         model,
+        mean_loss,
         lambda generator: training_sequences(task, trial.batch, trial.lines, generator),
-        lambda model: {f"{name} {k}": share for k in trained for name, share in test(model, k).items()},
         folder,
         steps=trial.steps,
         optimizer="adamw" if trial.mixer == MLP else "muon",
         learning_rate=trial.learning_rate,
         seed=trial.seed,
+        evaluate=lambda model, _: {
+            f"{name} {k}": share for k in trained for name, share in test(model, k).items()
+        },
+        evaluate_every=math.ceil(trial.steps / EVALUATIONS),
     )
+    records = by_evaluation(history)
     rows = [
         {**{name: record[name] for name in RECORDED}, "shots": k}
         | {name: record[f"{name} {k}"] for name in ACCURACIES}
@@ -277,7 +283,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     last = {name: records[-1][name] for name in RECORDED}
     rows += [{**last, "shots": k, **test(model, k)} for k in range(len(trained), trial.max_shots + 1)]
     inside = {
-        "parameters": model.num_parameters(),
+        **costs(model, history),
         "longest": _longest(trial, task),
         "held_out_values": test(model, PROBED, held_out=True)["values"],
     }
@@ -288,8 +294,9 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
 
 
 def _longest(trial: Trial, task: Task) -> int:
-    """The most vertices of one chain with their values in a line, of every tenth batch of the training."""
-    generators = (batch_generator(trial.seed, step, 0) for step in range(0, trial.steps, 10))
+    """The most vertices of one chain with their values in a line, of so many batches of the training."""
+    checked = range(0, trial.steps, math.ceil(trial.steps / CHECKED))
+    generators = (batch_generator(trial.seed, step, 0) for step in checked)
     return max(
         longest_fragment(task, training_sequences(task, trial.batch, trial.lines, generator))
         for generator in generators

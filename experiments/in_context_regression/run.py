@@ -70,12 +70,8 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.nonlinear_mixer:
-            if name not in MIXERS:
-                raise ValueError(f"nonlinear_mixer {name!r} is unknown; choose from {', '.join(MIXERS)}")
-        for target in self.target:
-            if target not in TARGETS:
-                raise ValueError(f"target {target!r} is unknown; choose from {', '.join(TARGETS)}")
+        self._check_names("nonlinear_mixer", MIXERS)
+        self._check_names("target", TARGETS)
         for segment in self.segment:
             if segment < PARTS or segment % PARTS or self.length % segment:
                 raise ValueError(

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from flashlla.models import LanguageModel
+
 from ..common.experiment import ExperimentConfig
 from ..common.files import write_json
+from ..common.training import token_loss, train
 from ..demo.data import load_corpus, random_batch
 from .measure import CAPS, losses, solver_rows
 from .model import StudiedAttention, attention_layers, build
-from .training import train
 
 PARTS = 4  # of training; measured before the first of them and behind each
 RIDGE, BANDWIDTH = 1.0, 1.0  # where learned ones start, and the one that stays while the other is varied
@@ -145,8 +147,8 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     sequences, _ = random_batch(corpus.validation, trial.sequences, trial.longest, generator)
     test = [t.to(trial.device) for t in random_batch(corpus.validation, trial.test, trial.context, generator)]
 
-    def measure(step: int) -> None:
-        """Write the rows of a step to where a trial that goes on later finds them."""
+    def measure(model: LanguageModel, step: int) -> dict[str, float]:
+        """Write the rows of a step to where a trial that goes on later finds them; no number for the log."""
         found = losses(model, *test, CAPS if step == trial.steps else ())
         with torch.no_grad():
             model(sequences.to(trial.device))
@@ -157,17 +159,20 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         ]
         rows = [{**row, "loss_stopped": found.get(row["cap"])} for row in rows]
         write_json(_measured(folder, step), rows)
+        return {}
 
-    measure(0)
+    measure(model, 0)
     train(
         model,
+        token_loss,
         lambda generator: random_batch(corpus.train, trial.batch, trial.context, generator),
-        measure,
         folder,
         steps=trial.steps,
-        parts=PARTS,
+        optimizer="muon",
         learning_rate=trial.learning_rate,
         seed=trial.seed,
+        evaluate=measure,
+        evaluate_every=trial.steps // PARTS,
     )
     steps = range(0, trial.steps + 1, trial.steps // PARTS)
     return [row for step in steps for row in json.loads(_measured(folder, step).read_text())]

@@ -14,9 +14,9 @@ from flashlla.models import LanguageModel
 
 from ..brite.data import Chains, joined
 from ..brite.model import model_config
+from ..common.costs import costs
 from ..common.training import train
 from . import axes
-from .costs import costs
 
 if TYPE_CHECKING:
     from .run import Trial
@@ -36,7 +36,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         links = int(torch.randint(1, trial.links + 1, (), generator=generator))
         return _texts(replace(chains, links=links), trial.batch, generator)
 
-    records = train(
+    history = train(
         model.to(trial.device, getattr(torch, trial.precision)),
         _loss,
         draw,
@@ -53,7 +53,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         counted = (torch.arange(tokens.shape[1]) >= start).expand_as(tokens)
         prompts = axes.Prompts(tokens, torch.full((trial.test,), start - 1), counted)
         samples[links] = axes.read(model.eval(), prompts)
-    about = costs(model, records)
+    about = costs(model, history)
     return [row | about for row in axes.rows("depth", samples)]
 
 

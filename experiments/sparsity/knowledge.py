@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashlla.models import LanguageModel, LanguageModelConfig, probes, training
+from flashlla.models import LanguageModel, LanguageModelConfig, probes
 
-from .costs import costs
+from ..common.costs import costs
+from ..common.training import train
 from .graph import ID, SPLITS, Graph, build_graph
 from .measures import MAIN, compare, describe, describe_main, rounded
 from .text import CHOICES, PAD, VOCABULARY, choices, encode, length_of
@@ -21,7 +21,8 @@ from .text import CHOICES, PAD, VOCABULARY, choices, encode, length_of
 if TYPE_CHECKING:
     from .run import Trial
 
-WARMUP = 0.2  # share of the steps, as in the paper
+# That of the paper: a long warm-up, a cosine to zero, no weight decay.
+RECIPE = {"warmup": 0.2, "floor": 0.0, "weight_decay": 0.0}
 TOGETHER = 512  # sequences
 # Where states are taken: behind the prompt, with the final norm and without; and one token on, behind the
 # letter that every answer begins with, where the first digit is decided.
@@ -109,41 +110,21 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
 
     with torch.no_grad():
         start = {"step": 0, **_examine(model.eval(), exam)}
-    records = _train(model, batch, lambda model: _examine(model, exam), folder, trial)
-    about = costs(model, records)
-    examined = [start, *(record for record in records if "loss" not in record)]
-    return [row | about for record in examined for row in _rows(record)]
-
-
-def _train(
-    model: LanguageModel,
-    batch: Callable[[torch.Generator], Tensor],
-    evaluate: Callable[[LanguageModel], dict[str, float]],
-    folder: Path,
-    trial: Trial,
-) -> list[dict[str, Any]]:
-    """The recipe of the paper: a long warm-up, a cosine to zero, no weight decay, evaluations on the way."""
-    config = training.TrainerConfig(
-        steps=trial.steps,
-        seed=trial.seed,
-        optimizer=training.OptimizerConfig(trial.optimizer, trial.learning_rate, weight_decay=0.0),
-        schedule=training.ScheduleConfig("cosine", warmup_steps=int(WARMUP * trial.steps), floor=0.0),
-        log_every=trial.every,
-        evaluate_every=trial.every,
-        checkpoint_every=trial.every,
-    )
-    trainer = training.Trainer(
+    history = train(
         model,
         _loss,
-        lambda step, rank: batch(training.batch_generator(trial.seed, step, rank)),
-        config,
-        folder / "training",
-        evaluate=evaluate,
-        world=training.World.join(device=next(model.parameters()).device),
-        progress=False,
+        batch,
+        folder,
+        steps=trial.steps,
+        seed=trial.seed,
+        learning_rate=trial.learning_rate,
+        optimizer=trial.optimizer,
+        **RECIPE,
+        evaluate=lambda model, step: _examine(model, exam),
+        evaluate_every=trial.every,
     )
-    trainer.fit()
-    return training.read_metrics(folder / "training" / "metrics.jsonl")
+    about = costs(model, history)
+    return [row | about for record in (start, *history.evaluations) for row in _rows(record)]
 
 
 def _loss(model: LanguageModel, tokens: Tensor) -> Tensor:

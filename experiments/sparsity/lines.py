@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flashlla.models import LanguageModel
 
+from ..common.costs import costs
 from ..common.training import train
 from ..ftct.data import (
     COMMA,
@@ -29,7 +30,6 @@ from ..ftct.run import model_config
 from ..ftct.training import mean_loss
 from . import axes, demonstrations
 from .chains import TEST_SEED
-from .costs import costs
 from .windows import Letters, drawn_letters, drawn_values
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         model_config(trial.mixer, len(task.vocabulary), trial.width, trial.depth, trial.heads)
     )
     model.embedding.reset_parameters()  # variance 1, as in the package that the task is from
-    records = train(
+    history = train(
         model.to(trial.device, getattr(torch, trial.precision)),
         mean_loss,
         lambda generator: training_batch(task, trial.batch, trial.lines, generator),
@@ -66,7 +66,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
         }
         found += axes.rows(axis, samples)
     found += demonstrations.rows(model, task, trial.pool, trial.questions, generator)
-    about = costs(model, records)
+    about = costs(model, history)
     return [row | about for row in found]
 
 

@@ -91,13 +91,9 @@ class Config(ExperimentConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in ("variant_mixer", "axis_mixer"):
-            for mixer in getattr(self, name):
-                if mixer not in MIXERS:
-                    raise ValueError(f"{name} {mixer!r} is unknown; choose from {', '.join(MIXERS)}")
+            self._check_names(name, MIXERS)
         for name, choices in (("part", PARTS), ("precision", PRECISIONS)):
-            for value in getattr(self, name):
-                if value not in choices:
-                    raise ValueError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
+            self._check_names(name, choices)
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one of {', '.join(choices)}")
         for name in _POSITIVE:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashlla.models import LanguageModel, LanguageModelConfig
 
 from ..common.experiment import ExperimentConfig
-from ..common.training import train
+from ..common.training import token_loss, train
 from .data import sequences
 
 PARTS = 8  # of a sequence: rows of the table
@@ -151,13 +150,9 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return sequences(batch, trial.length, trial.positions, generator)
 
-    def loss(model, batch: tuple[Tensor, Tensor]) -> Tensor:
-        tokens, states = batch
-        return F.cross_entropy(model(tokens).flatten(0, 1), states.flatten())
-
-    records = train(
+    history = train(
         model,
-        loss,
+        token_loss,
         lambda generator: draw(trial.batch, generator),
         folder,
         steps=trial.steps,
@@ -168,8 +163,7 @@ def run(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     right = _predictions(model, tokens.to(trial.device)).cpu() == states
     shares = right.double().mean(0).unflatten(0, (PARTS, -1)).mean(1).tolist()
     place = trial.length // PARTS
-    seconds = sum(record["seconds"] for record in records) / len(records)
-    about = {"parameters": model.num_parameters(), "step_seconds": seconds}
+    about = {"parameters": model.num_parameters(), "step_seconds": history.seconds / trial.steps}
     return [{"position": (i + 1) * place, "accuracy": share, **about} for i, share in enumerate(shares)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +81,20 @@ def optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str
     }
 
 
-def create_state(optimizers: list[Optimizer]) -> None:
+def stateless_parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[str]:
+    """Names of the trained parameters that no optimizer has a state of: none ever had a gradient."""
+    held = {p for optimizer in optimizers for p, state in optimizer.state.items() if state}
+    return [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
+
+
+def create_state(optimizers: list[Optimizer], leave_out: Container[Tensor] = ()) -> None:
     """Let optimizers that have not taken a step allocate their state; parameters stay as they are."""
     for optimizer in optimizers:
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = 0.0
             for p in group["params"]:
-                p.grad = torch.zeros_like(p)
+                p.grad = None if p in leave_out else torch.zeros_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

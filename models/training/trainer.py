@@ -20,7 +20,14 @@ from .config import TrainerConfig
 from .context_parallel import shard_batch, whole_sequences
 from .ema import MovingAverage
 from .metrics import MetricsLog
-from .optimizers import build_optimizers, clip_gradients, complete_gradients, create_state, optimizer_tensors
+from .optimizers import (
+    build_optimizers,
+    clip_gradients,
+    complete_gradients,
+    create_state,
+    optimizer_tensors,
+    stateless_parameters,
+)
 from .progress import progress_bar
 from .readings import Reading, Readings
 from .schedules import learning_rate_factor
@@ -253,7 +260,9 @@ class Trainer:
         self._read()
         if self._log is not None:
             self._log.sync()
-        path = self.checkpoints.save(self.step, self._tensors(), {"step": self.step, **self._identity()})
+        stateless = stateless_parameters(self._model, self.optimizers)
+        info = {"step": self.step, "stateless": stateless, **self._identity()}
+        path = self.checkpoints.save(self.step, self._tensors(), info)
         self._read_at = time.perf_counter()
         return path
 
@@ -272,7 +281,8 @@ class Trainer:
             ]
             if different:
                 raise CheckpointError(f"{path} is of another run: {'; '.join(different)}")
-            create_state(self.optimizers)
+            stateless = {p for name, p in self._model.named_parameters() if name in info["stateless"]}
+            create_state(self.optimizers, stateless)
             self.checkpoints.load(path, self._tensors())
             forget_gathered(self._model)
             self.step = info["step"]

@@ -58,6 +58,23 @@ def test_resumed_is_as_uninterrupted(optimizer, stop_after, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_a_parameter_without_a_gradient_is_resumed_without_a_state(optimizer, tmp_path):
+    """A head that only another arm of an experiment trains, say."""
+
+    def fit(folder, **options):
+        model = make_model()
+        model.unused = torch.nn.Parameter(torch.ones(3))
+        return run(folder, model=model, optimizer=optimizer, **options)
+
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "parts", stop_after=5)
+    second = fit(tmp_path / "parts")
+    assert_same(second, whole)
+    assert "model.unused" in everything(second)
+    assert not [name for name in everything(second) if name.startswith("optimizer.unused")]
+
+
 def test_a_finished_run_stays_and_can_be_prolonged(tmp_path):
     finished = run(tmp_path)
     assert_same(run(tmp_path), finished)
