@@ -3,7 +3,7 @@
 import platform
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 X86_SETS = {
@@ -25,7 +25,8 @@ class BuildExtension(build_ext):
 
         self.compiler._compile = with_flags
         try:
-            super().build_extension(ext)
+            with ParallelCompile():
+                super().build_extension(ext)
         finally:
             self.compiler._compile = compile_one
 

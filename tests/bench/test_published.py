@@ -54,7 +54,10 @@ def errors(n: int, dim: int, ridge: float, blocks: list[int] | None = None) -> d
     return {**out, "ours": {name: error_norm_ratio(ours[name], truths["exact"][name]) for name in NAMES}}
 
 
-@pytest.mark.parametrize("n, dim, blocks", [(33, 16, None), (96, 32, None), (70, 16, [16, 32])])
+@pytest.mark.parametrize(
+    "n, dim, blocks",
+    [(33, 16, None), (96, 32, None), pytest.param(70, 16, [16, 32], marks=pytest.mark.slow)],
+)
 def test_right_at_a_mild_ridge(n, dim, blocks):
     found = elsewhere(errors, n, dim, 10.0, blocks, interpreted=True)
     assert found["exact"]["out"] < 0.01 and found["exact"]["v"] < 0.02
