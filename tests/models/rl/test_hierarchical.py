@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from plan_execute import PlanExecute, mean_and_variance
 
+from flashlla.experiments.hiper.toy import PlanExecute, mean_and_variance
 from flashlla.models.rl import (
     generalized_advantages,
     hierarchical_advantages,
