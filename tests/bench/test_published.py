@@ -56,7 +56,10 @@ def errors(n: int, dim: int, ridge: float, blocks: list[int] | None = None) -> d
 
 @pytest.mark.parametrize(
     "n, dim, blocks",
-    [(33, 16, None), (96, 32, None), pytest.param(70, 16, [16, 32], marks=pytest.mark.slow)],
+    [
+        (33, 16, None),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((96, 32, None), (70, 16, [16, 32]))),
+    ],
 )
 def test_right_at_a_mild_ridge(n, dim, blocks):
     found = elsewhere(errors, n, dim, 10.0, blocks, interpreted=True)
