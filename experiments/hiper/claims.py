@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas
 
 from ..common.claims import Claim, Verdict, above, below, unanswered, within
+from ..common.figures import label
 from ..common.statistics import Interval, bootstrap
 from ..common.table import Table
 
@@ -64,7 +66,7 @@ def _over_seeds(numbers: pandas.Series) -> Interval:
 
 def _by_mixer(numbers: pandas.Series) -> str:
     means = numbers.groupby("mixer").mean()
-    return "; ".join(f"{mixer} {mean:.3g}" for mixer, mean in means.items())
+    return "; ".join(f"{label(mixer)} {mean:.3g}" for mixer, mean in means.items())
 
 
 def _judged(
@@ -115,7 +117,9 @@ def _variance(least: float):
             return unanswered("the table lacks the theory")
         worst = ratios.loc[:, ratios.columns >= least].max(axis=1).groupby("instance").max()
         crossings = ratios.groupby("process").mean().apply(crossing, axis=1)
-        detail = "ratio 1 at lambda: " + "; ".join(f"{p} {x:.2f}" for p, x in crossings.items())
+        detail = "ratio 1 at lambda: " + "; ".join(
+            f"{p} {'nowhere' if np.isnan(x) else f'{x:.2f}'}" for p, x in crossings.items()
+        )
         return below(bootstrap(worst), 1.0, "variance of HAE over that of flat GAE, the largest", detail)
 
     return verdict
