@@ -12,7 +12,7 @@ import torch
 from scipy.special import comb
 from torch import Tensor
 
-from flashlla.models import LanguageModel, LanguageModelConfig, generate
+from flashlla.models import LanguageModel, generate
 from flashlla.models.rl import (
     Rollout,
     clipped_surrogate,
@@ -27,6 +27,7 @@ from flashlla.models.training import batch_generator, batch_seed
 from ..common.costs import costs
 from ..common.training import train, train_policy
 from .arithmetic import END, STOP, VOCABULARY, WAIT, Problems, as_text, digits, longest, problems, texts
+from .model import model_config
 from .posterior import answer_values
 
 if TYPE_CHECKING:
@@ -50,17 +51,6 @@ class Thoughts(NamedTuple):
 
     lengths: Tensor
     answers: Tensor
-
-
-def model_config(mixer: str, dim: int, depth: int, heads: int) -> LanguageModelConfig:
-    """A model of digits and signs.
-
-    Raises:
-        ValueError: sizes that do not fit.
-    """
-    return LanguageModelConfig(
-        vocab_size=VOCABULARY, dim=dim, depth=depth, heads=heads, mixer=mixer, tie_embeddings=False
-    )
 
 
 def read(out: Rollout) -> Thoughts:
@@ -155,7 +145,8 @@ def learn(trial: Trial, folder: Path) -> list[dict[str, Any]]:
 
 def _base(trial: Trial, folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
     torch.manual_seed(trial.seed)
-    model = LanguageModel(model_config(trial.mixer, trial.dim, trial.depth, trial.heads)).to(trial.device)
+    config = model_config(VOCABULARY, trial.mixer, trial.dim, trial.depth, trial.heads)
+    model = LanguageModel(config).to(trial.device)
     model.embedding.reset_parameters()
     start = 3 + 2 * trial.operations
 

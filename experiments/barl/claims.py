@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas
 
-from ..common.claims import Claim, Verdict, above, below, unanswered, within
-from ..common.figures import label
-from ..common.statistics import Interval, bootstrap, geometric_mean
+from ..common.claims import Claim, Verdict, above, below, by_mixer, unanswered, within
+from ..common.statistics import exact, geometric_mean, over_seeds
 from ..common.table import Table
 from .objectives import barl_name
 
@@ -83,18 +82,8 @@ def tokens_needed(table: Table) -> Table:
     return pandas.DataFrame.from_dict(found, orient="index")
 
 
-def _over_seeds(numbers: pandas.Series, statistic: Callable = np.mean) -> Interval:
-    """The mean over mixers of each seed, bootstrapped over seeds."""
-    return bootstrap(numbers.groupby("seed").agg(statistic), statistic)
-
-
-def _by_mixer(numbers: pandas.Series) -> str:
-    means = numbers.groupby("mixer").mean()
-    return "; ".join(f"{label(mixer)} {mean:.3g}" for mixer, mean in means.items())
-
-
 def _judged(numbers: pandas.Series, judge: Callable[..., Verdict], *bounds_and_unit) -> Verdict:
-    return judge(_over_seeds(numbers), *bounds_and_unit, _by_mixer(numbers))
+    return judge(over_seeds(numbers), *bounds_and_unit, by_mixer(numbers))
 
 
 def _lacking(wide: Table, *arms: str) -> Verdict | None:
@@ -172,7 +161,7 @@ def _ratio_grows(table: Table) -> Verdict:
         f"{ratios[-1]:.3g} at depth {rows['depth'].iloc[-1]:.0f}, and at least {surely:.3g} against any "
         "memoryless policy; exact"
     )
-    return above(Interval(least, least, least), 1.0, "least factor of the ratio for one level more", detail)
+    return above(exact(least), 1.0, "least factor of the ratio for one level more", detail)
 
 
 def _gradient(table: Table, unit: str, limit: float, worst: Callable[[Table], pandas.Series]) -> Verdict:
@@ -181,7 +170,7 @@ def _gradient(table: Table, unit: str, limit: float, worst: Callable[[Table], pa
     if rows.empty:
         return unanswered("the table lacks the gradients")
     found = float(worst(rows).max())
-    return below(Interval(found, found, found), limit, unit, f"the worst of {len(rows)} random policies")
+    return below(exact(found), limit, unit, f"the worst of {len(rows)} random policies")
 
 
 def _equal_means(table: Table) -> Verdict:
@@ -205,7 +194,7 @@ def _same_conditions(table: Table) -> Verdict:
     columns = ["parameters", "dim", "depth", "heads", "episodes", "updates", "learning_rate", "horizon"]
     spread = rows.groupby("mixer")[columns].agg(lambda x: x.max() - x.min()).to_numpy().max()
     detail = f"{', '.join(columns)} of {rows['arm'].nunique()} arms"
-    return within(Interval(spread, spread, spread), 0.0, 0.0, "largest difference within a mixer", detail)
+    return within(exact(spread), 0.0, 0.0, "largest difference within a mixer", detail)
 
 
 def _fewer_tokens(other: str, name: str):
@@ -215,7 +204,7 @@ def _fewer_tokens(other: str, name: str):
             return unanswered("the table lacks sums, which are for a large GPU")
         ratios = (wide[other] / wide["answer_barl"]).rename_axis(["mixer", "seed"])
         unit = f"tokens of {name} over those of BARL at equal accuracy"
-        return above(_over_seeds(ratios, geometric_mean), 1.0, unit, _by_mixer(ratios))
+        return above(over_seeds(ratios, geometric_mean), 1.0, unit, by_mixer(ratios))
 
     return verdict
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashlla.models import LanguageModel, LanguageModelConfig, generate
+from flashlla.models import LanguageModel, generate
 from flashlla.models.rl import leave_one_out, token_entropy, token_log_probs
 from flashlla.models.training import batch_generator, batch_seed
 
 from ..common.costs import costs
 from ..common.training import train_policy
 from .measures import episode_text, measures
+from .model import model_config
 from .objectives import ARMS, Arm
 from .triplets import SEEN, TOKENS, UNSEEN
 
@@ -34,22 +35,12 @@ class Batch(NamedTuple):
     mask: Tensor
 
 
-def model_config(mixer: str, dim: int, depth: int, heads: int) -> LanguageModelConfig:
-    """A model of the three tokens, which are prompts and actions.
-
-    Raises:
-        ValueError: sizes that do not fit.
-    """
-    return LanguageModelConfig(
-        vocab_size=TOKENS, dim=dim, depth=depth, heads=heads, mixer=mixer, tie_embeddings=False
-    )
-
-
 def learn(trial: Trial, folder: Path) -> list[dict[str, Any]]:
     """Rows of one arm: ``curve`` on the way, ``prompt`` for every prompt at the end, and ``episode``."""
     arm = ARMS[trial.arm]
     torch.manual_seed(trial.seed)
-    policy = LanguageModel(model_config(trial.mixer, trial.dim, trial.depth, trial.heads)).to(trial.device)
+    config = model_config(TOKENS, trial.mixer, trial.dim, trial.depth, trial.heads)
+    policy = LanguageModel(config).to(trial.device)
     policy.embedding.reset_parameters()  # variance 1, as in associative recall
 
     def evaluate(policy: LanguageModel, step: int) -> dict[str, float]:

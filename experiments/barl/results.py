@@ -8,7 +8,7 @@ import torch
 
 from ..common import figures
 from ..common.statistics import bootstrap
-from ..common.table import Table
+from ..common.table import Table, numbers_as_text
 from .claims import BARL, BLIND, WIDE, prompts, reached
 from .posterior import posterior_weights
 from .triplets import REPEATS, completions
@@ -63,7 +63,7 @@ def summary(table: Table) -> Table:
         found = pandas.concat(
             [found, pandas.DataFrame([{"arm": "random", "mixer": "", **row}])], ignore_index=True
         )
-    cells = found[[*SHOWN, "updates to 0.9"]].map(lambda x: "" if np.isnan(x) else f"{x:.3g}")
+    cells = numbers_as_text(found[[*SHOWN, "updates to 0.9"]])
     return found[by].assign(arm=found["arm"].map(NAMES)).join(cells).reset_index(drop=True)
 
 
@@ -156,9 +156,7 @@ def _dots(axis, rows: Table, column: str, shown: list[str], shift: float) -> Non
     """Means of one mixer with intervals, a line an arm."""
     color, marker, name = figures.STYLES[rows["mixer"].iloc[0]]
     found = {arm: bootstrap(values) for arm, values in rows.groupby("arm")[column]}
-    means = np.array([interval.value for interval in found.values()])
-    ends = np.array([[interval.low, interval.high] for interval in found.values()])
-    reach = np.abs(np.where(np.isfinite(ends), ends, means[:, None]) - means[:, None]).T
+    means, reach = figures.bars(found.values())
     places = [shown.index(arm) + shift for arm in found]
     axis.errorbar(means, places, xerr=reach, color=color, marker=marker, ms=4.5, lw=1.2, ls="", label=name)
 

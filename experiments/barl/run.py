@@ -11,7 +11,8 @@ from flashlla.models import LanguageModel
 from flashlla.models.mixers import MIXERS
 
 from ..common.experiment import ExperimentConfig
-from . import answers, exploration, gradients, trees, triplets
+from . import answers, arithmetic, exploration, gradients, trees, triplets
+from .model import model_config
 from .objectives import ARMS, barl_name
 
 MAIN = ("reinforce", barl_name(3, 5))  # arms of every mixer
@@ -78,19 +79,17 @@ class Config(ExperimentConfig):
         super().__post_init__()
         self._check_names("side_mixer", self.mixer)
         self._check_names("answer_mixer", MIXERS)
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("learning_rate", "base_rate", "answer_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        self._check_at_least(_LEAST)
+        self._check_positive("learning_rate", "base_rate", "answer_rate")
         if self.episodes % len(triplets.SEEN):
             raise ValueError(f"episodes={self.episodes} must be even: there are two prompts")
         for mixer in self.mixer:  # sizes that do not fit are told apart here, not in every trial
-            config = exploration.model_config(mixer, self.dim, self.depth, self.heads)
+            config = model_config(triplets.TOKENS, mixer, self.dim, self.depth, self.heads)
             LanguageModel(config, device="meta")
         for mixer in self.answer_mixer:
-            config = answers.model_config(mixer, self.answer_dim, self.answer_depth, self.answer_heads)
+            config = model_config(
+                arithmetic.VOCABULARY, mixer, self.answer_dim, self.answer_depth, self.answer_heads
+            )
             LanguageModel(config, device="meta")
 
 

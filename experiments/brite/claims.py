@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pandas
-
-from ..common.claims import Claim, Verdict, above, below, unanswered, within
-from ..common.statistics import Interval, bootstrap
+from ..common.claims import Claim, Verdict, above, below, by_mixer, unanswered, within
+from ..common.statistics import exact, over_seeds
 from ..common.table import Table
 
 SOURCE = "arXiv 2501.18858"
@@ -30,16 +28,6 @@ def values(table: Table, column: str, task: str = "hard") -> Table:
     return arms(table, task).pivot(index=["mixer", "seed"], columns="arm", values=column)
 
 
-def _over_seeds(numbers: pandas.Series) -> Interval:
-    """The mean over mixers of each seed, bootstrapped over seeds."""
-    return bootstrap(numbers.groupby("seed").mean())
-
-
-def _by_mixer(numbers: pandas.Series) -> str:
-    means = numbers.groupby("mixer").mean()
-    return "; ".join(f"{mixer} {mean:.3g}" for mixer, mean in means.items())
-
-
 def _difference(
     arm: str,
     other: str,
@@ -56,7 +44,7 @@ def _difference(
         if wide.empty:
             return unanswered(f"the table lacks {arm} or {other} on the {task} task")
         found = wide[arm] - wide[other]
-        return judge(_over_seeds(found), *bounds, f"{unit} of {arm} less that of {other}", _by_mixer(found))
+        return judge(over_seeds(found), *bounds, f"{unit} of {arm} less that of {other}", by_mixer(found))
 
     return verdict
 
@@ -71,7 +59,7 @@ def _theory(column: str, judge: Callable[..., Verdict], bound: float, unit: str,
         if rows.empty:
             return unanswered("the table lacks the theory")
         worst = float(rows[column].min() if judge is above else rows[column].max())
-        return judge(Interval(worst, worst, worst), bound, unit, f"the worst of {len(rows)} instances")
+        return judge(exact(worst), bound, unit, f"the worst of {len(rows)} instances")
 
     return verdict
 
@@ -82,7 +70,7 @@ def _bound_rises(table: Table) -> Verdict:
         return unanswered("the table lacks psi on the hard task")
     runs = rows.sort_values("step").groupby(["mixer", "seed"])["elbo"]
     found = runs.last() - runs.first()
-    return above(_over_seeds(found), 0.0, "nats that the bound rises by", _by_mixer(found))
+    return above(over_seeds(found), 0.0, "nats that the bound rises by", by_mixer(found))
 
 
 def _bound_holds(table: Table) -> Verdict:
@@ -93,16 +81,14 @@ def _bound_holds(table: Table) -> Verdict:
     worst = excess.groupby([rows["mixer"], rows["seed"]]).max()
     loose = (rows["evidence_high"] - rows["evidence_low"]).max()
     unit = f"nats of the bound, less {ERRORS} standard errors, above the evidence, at most"
-    return below(_over_seeds(worst), 0.0, unit, f"the evidence is known to {loose:.2g} nats")
+    return below(over_seeds(worst), 0.0, unit, f"the evidence is known to {loose:.2g} nats")
 
 
 def _coverage_short(table: Table) -> Verdict:
     wide = values(table, "coverage")
     if "rs_1" not in wide:
         return unanswered("the table lacks rs_1 on the hard task")
-    return below(
-        _over_seeds(wide["rs_1"]), 1.0, "share of problems with a right text", _by_mixer(wide["rs_1"])
-    )
+    return below(over_seeds(wide["rs_1"]), 1.0, "share of problems with a right text", by_mixer(wide["rs_1"]))
 
 
 def _coverage_falls(table: Table) -> Verdict:
@@ -117,7 +103,7 @@ def _coverage_falls(table: Table) -> Verdict:
         return unanswered("the table lacks problems with few or with many unknown facts")
     found = shares[False] - shares[True]
     unit = "coverage at no or one unknown fact less that at more"
-    return above(_over_seeds(found), 0.0, unit, _by_mixer(found))
+    return above(over_seeds(found), 0.0, unit, by_mixer(found))
 
 
 CLAIMS = (

@@ -150,8 +150,7 @@ def learn_posterior(
         evaluate=lambda policy, step: measure(policy.actor),
         evaluate_every=max(1, steps // PARTS),
     )
-    measured = [{**record, "step": record["step"] // UPDATES} for record in history.evaluations]
-    return policy.actor.eval(), measured
+    return policy.actor.eval(), history.evaluations
 
 
 def _draw(policy, reference, problem, how, length, verifier, prompts, samples, seeds) -> tuple[Tensor, ...]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..common import figures
 from ..common.statistics import bootstrap
-from ..common.table import Table
+from ..common.table import Table, numbers_as_text
 from .claims import arms
 
 NAMES = {  # in the order that readers meet them
@@ -36,7 +34,7 @@ def summary(table: Table) -> Table:
     accuracy = rows.groupby([*by, "mixer"])["accuracy"].mean().unstack()[list(dict.fromkeys(rows["mixer"]))]
     wide = rows.groupby(by, sort=False)[list(SHOWN)].mean().rename(columns=SHOWN)
     wide = accuracy.rename(columns=figures.label).join(wide, how="right")
-    return wide.map(lambda value: "" if np.isnan(value) else f"{value:.3g}").reset_index()
+    return numbers_as_text(wide).reset_index()
 
 
 def draw(table: Table) -> dict:
@@ -72,9 +70,7 @@ def _dots(axis, rows: Table, column: str, by: str, shown: list[str]) -> None:
         part = rows[rows[by] == name]
         found = {arm: bootstrap(values) for arm, values in part.groupby("arm")[column] if arm in shown}
         places = [shown.index(arm) + 0.6 * ((i + 0.5) / len(names) - 0.5) for arm in found]
-        means = np.array([interval.value for interval in found.values()])
-        ends = np.array([[interval.low, interval.high] for interval in found.values()])
-        reach = np.abs(np.where(np.isfinite(ends), ends, means[:, None]) - means[:, None]).T
+        means, reach = figures.bars(found.values())
         axis.errorbar(
             means, places, xerr=reach, color=color, marker=marker, ms=4.5, lw=1.2, ls="", label=label
         )

@@ -82,22 +82,12 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("extra_mixer", "easy_mixer"):
-            for mixer in getattr(self, name):
-                if mixer not in self.mixer:
-                    raise ValueError(f"{name} {mixer!r} must be among mixer={' '.join(self.mixer)!r}")
-        for name in ("values", "easy_values", "links", "easy_links", "rl_samples"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 2")
+        self._check_among_mixers("extra_mixer", "easy_mixer")
         for name in ("right", "easy_right"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("base_rate", "tuning_rate", "rl_rate", "dpo_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        self._check_at_least(_LEAST)
+        self._check_positive("base_rate", "tuning_rate", "rl_rate", "dpo_rate")
         if max(self.rl_prompts, self.probes) > self.prompts:
             raise ValueError(
                 f"rl_prompts={self.rl_prompts} and probes={self.probes} must be at most "
@@ -111,6 +101,7 @@ class Config(ExperimentConfig):
 _LEAST = {
     **dict.fromkeys(("base_steps", "batch", "tuning_steps", "dpo_steps", "candidates", "prompts"), 1),
     **dict.fromkeys(("rl_prompts", "probes", "beam", "test", "instances"), 1),
+    **dict.fromkeys(("values", "easy_values", "links", "easy_links", "rl_samples"), 2),
     "rl_steps": 3,
     "probe_samples": 2,
     "dpo_candidates": 2,

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .figures import label
 from .statistics import Interval
 
 if TYPE_CHECKING:
+    import pandas
+
     from .table import Table
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -67,6 +70,12 @@ def within(effect: Interval, low: float, high: float, unit: str, detail: str = "
 def unanswered(why: str) -> Verdict:
     """The table does not hold what the claim is about: other mixers, or one seed."""
     return Verdict(INCONCLUSIVE, Interval(float("nan"), float("-inf"), float("inf")), "", why)
+
+
+def by_mixer(numbers: pandas.Series) -> str:
+    """The mean of every mixer in words, for a detail; the index has a level ``mixer``."""
+    means = numbers.groupby("mixer").mean()
+    return "; ".join(f"{label(mixer)} {mean:.3g}" for mixer, mean in means.items())
 
 
 def _outcome(holds: bool, fails: bool) -> str:

@@ -63,6 +63,24 @@ class ExperimentConfig:
             if name not in choices:
                 raise ValueError(f"{field} {name!r} is unknown; choose from {', '.join(choices)}")
 
+    def _check_among_mixers(self, *fields: str) -> None:
+        """Every value of these must be in ``mixer`` as well."""
+        for name in fields:
+            for mixer in getattr(self, name):
+                if mixer not in self.mixer:
+                    raise ValueError(f"{name} {mixer!r} must be among mixer={' '.join(self.mixer)!r}")
+
+    def _check_at_least(self, limits: Mapping[str, float]) -> None:
+        """No field may be less than its limit."""
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    def _check_positive(self, *fields: str) -> None:
+        for name in fields:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from flashlla.models.checkpoint import replace_file
 
-from .statistics import bootstrap
+from .statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +89,14 @@ def panels(
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, lw=0.6)
     return figure, axes
+
+
+def bars(intervals: Iterable[Interval]) -> tuple[np.ndarray, np.ndarray]:
+    """What ``errorbar`` wants: means ``[count]``, and how far intervals reach below and above them,
+    ``[2, count]``, 0 where there is none.
+    """
+    means, *ends = np.array([*intervals], dtype=float).reshape(-1, 3).T
+    return means, np.abs(np.where(np.isfinite(ends), ends, means) - means)
 
 
 def curves(axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer") -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -20,6 +23,11 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def exact(value: float) -> Interval:
+    """A number without an interval: of what is exact, where no seeds vary."""
+    return Interval(value, value, value)
 
 
 def geometric_mean(positive: Any, axis: int = 0) -> Any:
@@ -54,3 +62,13 @@ def bootstrap(
     values = statistic(samples[draws], axis=1)
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))
+
+
+def over_seeds(numbers: pandas.Series, statistic: Callable[..., Any] = np.mean) -> Interval:
+    """:func:`bootstrap` over seeds, each of which is first brought to one number.
+
+    Args:
+        numbers: with an index that has a level ``seed``.
+        statistic: of the numbers of a seed, and of the seeds.
+    """
+    return bootstrap(numbers.groupby("seed").agg(statistic), statistic)

@@ -38,6 +38,11 @@ def read_table(path: Path) -> Table:
         raise ExperimentError(f"{path} is damaged ({error}); flashlla run writes it anew") from error
 
 
+def numbers_as_text(table: Table) -> Table:
+    """A small table of numbers as strings, empty where there is none."""
+    return table.map(lambda number: "" if number != number else f"{number:.3g}")
+
+
 def as_text(table: Table) -> list[list[str]]:
     """The cells of a small table as readers see them, row by row."""
     rows = table.itertuples(index=False)

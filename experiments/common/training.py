@@ -86,7 +86,7 @@ def train_policy(
         recipe: as for :func:`fit`.
 
     Returns:
-        The history, whose steps are updates.
+        The history; its ``steps`` are updates, and the ``step`` of an evaluation is in draws.
 
     Raises:
         NonFiniteError: the loss became no number.
@@ -98,7 +98,7 @@ def train_policy(
             batches[:] = draw(step)
         return batches[step % updates]
 
-    return fit(
+    history = fit(
         policy,
         loss,
         batch,
@@ -108,6 +108,8 @@ def train_policy(
         checkpoint_every=updates * (checkpoint_every or evaluate_every or max(1, draws // 4)),
         **recipe,
     )
+    evaluations = [{**record, "step": record["step"] // updates} for record in history.evaluations]
+    return history._replace(evaluations=evaluations)
 
 
 def fit(

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas
 
-from ..common.claims import Claim, Verdict, above, below, unanswered, within
-from ..common.figures import label
-from ..common.statistics import Interval, bootstrap
+from ..common.claims import Claim, Verdict, above, below, by_mixer, unanswered, within
+from ..common.statistics import bootstrap, exact, over_seeds
 from ..common.table import Table
 
 SOURCE = "arXiv 2602.16165"
@@ -59,22 +58,12 @@ def gain(table: Table, arm: str, other: str, cell: str = "main", column: str = "
     return wide[arm] - wide[other]
 
 
-def _over_seeds(numbers: pandas.Series) -> Interval:
-    """The mean over mixers of each seed, bootstrapped over seeds."""
-    return bootstrap(numbers.groupby("seed").mean())
-
-
-def _by_mixer(numbers: pandas.Series) -> str:
-    means = numbers.groupby("mixer").mean()
-    return "; ".join(f"{label(mixer)} {mean:.3g}" for mixer, mean in means.items())
-
-
 def _judged(
     found: pandas.Series, judge: Callable[..., Verdict], bounds: Sequence[float], unit: str, lacks: str
 ):
     if found.empty:
         return unanswered(f"the table lacks {lacks}")
-    return judge(_over_seeds(found), *bounds, unit, _by_mixer(found))
+    return judge(over_seeds(found), *bounds, unit, by_mixer(found))
 
 
 def _difference(arm: str, other: str, judge: Callable[..., Verdict], *bounds: float):
@@ -105,7 +94,7 @@ def _unbiased(table: Table) -> Verdict:
         return unanswered("the table lacks the theory")
     worst = float(rows["bias"].max())
     detail = f"the largest of {len(rows)} processes, lambdas and kinds of switch advantages"
-    return below(Interval(worst, worst, worst), EXACT, "relative bias", detail)
+    return below(exact(worst), EXACT, "relative bias", detail)
 
 
 def _variance(least: float):
@@ -136,7 +125,7 @@ def _wrong(estimates: Sequence[str], judge: Callable[..., Verdict], bound: float
         wide = rows.pivot(index=["process", "instance", "estimate"], columns="error", values="bias")
         found = wide.diff(axis=1).iloc[:, 1:] if steps else wide
         worst = float(found.min().min() if judge is above else found.max().max())
-        return judge(Interval(worst, worst, worst), bound, unit, f"the worst of {found.size}")
+        return judge(exact(worst), bound, unit, f"the worst of {found.size}")
 
     return verdict
 
@@ -146,7 +135,7 @@ def _limits(table: Table) -> Verdict:
     if rows.empty:
         return unanswered("the table lacks the theory")
     worst = float(rows["difference"].max())
-    return below(Interval(worst, worst, worst), EXACT, "largest difference of advantages")
+    return below(exact(worst), EXACT, "largest difference of advantages")
 
 
 def _mask(table: Table) -> Verdict:
@@ -155,7 +144,7 @@ def _mask(table: Table) -> Verdict:
         return unanswered("the table lacks HiPER")
     worst = float(rows["copied"].max())
     detail = f"at subgoals that were written it is {rows['written'].min():.2g} or more"
-    return within(Interval(worst, worst, worst), 0.0, 0.0, "largest gradient at copied tokens", detail)
+    return within(exact(worst), 0.0, 0.0, "largest gradient at copied tokens", detail)
 
 
 def _best_flat(table: Table) -> Verdict:
@@ -168,7 +157,7 @@ def _best_flat(table: Table) -> Verdict:
     flat.index = wide.index
     detail = "; ".join(f"{mixer}: {arm}" for mixer, arm in best.items())
     unit = "share of successes of HiPER less that of the best turn GAE"
-    return above(_over_seeds(wide["hiper"] - flat), 0.0, unit, detail)
+    return above(over_seeds(wide["hiper"] - flat), 0.0, unit, detail)
 
 
 def _switch_falls(table: Table) -> Verdict:
@@ -179,7 +168,7 @@ def _switch_falls(table: Table) -> Verdict:
     quarter = max(1, int(runs.size().min()) // 4)
     found = runs.apply(lambda r: r.iloc[:quarter].mean() - r.iloc[-quarter:].mean())
     unit = "switch rate in the first quarter of the draws less that in the last"
-    return above(_over_seeds(found), 0.0, unit, _by_mixer(found))
+    return above(over_seeds(found), 0.0, unit, by_mixer(found))
 
 
 def _interior(arm: str):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas
 
 from ..common import figures
-from ..common.statistics import Interval, bootstrap
-from ..common.table import Table
+from ..common.statistics import bootstrap
+from ..common.table import Table, numbers_as_text
 from .arms import ARMS
 from .claims import gain, theory, values, variance_ratios
 
@@ -45,7 +44,7 @@ def summary(table: Table) -> Table:
         ["cell", "arm"], key=lambda names: names.map(cells if names.name == "cell" else order)
     )
     numbers = wide.columns[2:]
-    wide[numbers] = wide[numbers].map(lambda value: "" if np.isnan(value) else f"{value:.3g}")
+    wide[numbers] = numbers_as_text(wide[numbers])
     return wide.assign(arm=wide["arm"].map(NAMES)).reset_index(drop=True)
 
 
@@ -126,7 +125,7 @@ def _subtasks(table: Table):
         found = {m: gain(table, arm, other, cell) for cell, m in SUBTASKS.items()}
         found = {m: _of_full(table, series) for m, series in found.items()}
         found = {m: bootstrap(series) for m, series in found.items() if len(series)}
-        means, reach = _bars(list(found.values()))
+        means, reach = figures.bars(found.values())
         places = [m + 0.06 * i for m in found]
         axis.errorbar(places, means, yerr=reach, marker="os"[i], ms=5, lw=1.3, label=text)
     axis.axhline(0, color=figures.INK, ls="--", lw=1)
@@ -139,13 +138,6 @@ def _of_full(table: Table, numbers: pandas.Series) -> pandas.Series:
     """Those of mixers that are in other cells as well, or of all where there are no others."""
     other = set(table.loc[(table["kind"] == "arm") & (table["cell"] != "main"), "mixer"])
     return numbers[numbers.index.get_level_values("mixer").isin(other)] if other else numbers
-
-
-def _bars(intervals: list[Interval]) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and how far intervals reach from them, ``[2, means]``; not at all where there is one seed."""
-    means = np.array([interval.value for interval in intervals])
-    ends = np.array([[interval.low, interval.high] for interval in intervals]).reshape(-1, 2)
-    return means, np.abs(np.where(np.isfinite(ends), ends, means[:, None]) - means[:, None]).T
 
 
 def _arms(table: Table):
@@ -177,6 +169,6 @@ def _arms(table: Table):
 def _dots(axis, wide: Table, shown: list[str], shift: float, **style) -> None:
     """A dot an arm, over seeds."""
     found = {arm: bootstrap(wide[arm].dropna()) for arm in shown if arm in wide and wide[arm].notna().any()}
-    means, reach = _bars(list(found.values()))
+    means, reach = figures.bars(found.values())
     places = [shown.index(arm) + 0.6 * shift for arm in found]
     axis.errorbar(means, places, xerr=reach, ms=4.5, lw=1.2, ls="", **style)

@@ -92,22 +92,14 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, known in (
-            ("arms", ARMS),
-            ("cell_arms", ARMS),
-            ("cells", CELLS),
-            ("full_mixer", self.mixer),
-        ):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"{name} {value!r} is unknown; choose from {', '.join(known)}")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        self._check_names("arms", ARMS)
+        self._check_names("cell_arms", ARMS)
+        self._check_names("cells", CELLS)
+        self._check_names("full_mixer", self.mixer)
+        self._check_at_least(_LEAST)
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise={self.noise} must lie between 0 and 1")
-        if min(self.tuning_rate, self.rate) <= 0:
-            raise ValueError(f"tuning_rate={self.tuning_rate} and rate={self.rate} must be positive")
+        self._check_positive("tuning_rate", "rate")
         if self.episodes % self.group or self.episodes % 4:
             raise ValueError(f"episodes={self.episodes} must be a multiple of group={self.group} and of 4")
         if self.shown > self.test:

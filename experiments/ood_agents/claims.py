@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas
 
 from ..common.claims import Claim, Verdict, above, below, unanswered, within
-from ..common.statistics import Interval, bootstrap
+from ..common.statistics import over_seeds
 from ..common.table import Table
 from . import effects
 from .arms import LINES, SUBTASKS
@@ -21,11 +21,6 @@ COVERED = tuple(MIXTURE)
 UNCOVERED = tuple(domain for domain in DOMAINS if domain not in MIXTURE)
 MIDDLE = (0.5, 1.0, 2.0)  # doses at which transfer should rise
 POINTS = "success out of domain"
-
-
-def _over_seeds(numbers: pandas.Series) -> Interval:
-    """The mean of each seed, bootstrapped over seeds."""
-    return bootstrap(numbers.groupby("seed").mean())
 
 
 def _by(numbers: pandas.Series, *names: str) -> str:
@@ -48,7 +43,7 @@ def _plain(column: str, unit: str):
         if not effects.complete(rows):
             return unanswered("the table lacks plain arms in all worlds")
         found = _of_runs(rows, column)
-        return above(_over_seeds(found), 0.0, unit, _by(found, "init", "trained"))
+        return above(over_seeds(found), 0.0, unit, _by(found, "init", "trained"))
 
     return verdict
 
@@ -77,7 +72,7 @@ def _predictors(table: Table) -> Verdict:
     lead = (rho["richness"] + rho["length"]) / 2 - rho["similarity"]
     detail = "; ".join(f"{name} {mean:.3g}" for name, mean in rho.mean().items())
     unit = "mean rank correlation of richness and length with transfer, less that of similarity"
-    return above(_over_seeds(lead), 0.0, unit, detail)
+    return above(over_seeds(lead), 0.0, unit, detail)
 
 
 def _abstract(table: Table) -> Verdict:
@@ -89,7 +84,7 @@ def _abstract(table: Table) -> Verdict:
         return unanswered("the table lacks plain arms in sokoban and house")
     found = wide["sokoban"] - wide["house"]
     unit = "success in lab after sokoban less that after house"
-    return above(_over_seeds(found), 0.0, unit, _by(found, "init"))
+    return above(over_seeds(found), 0.0, unit, _by(found, "init"))
 
 
 def _augmented(table: Table) -> pandas.DataFrame:
@@ -102,7 +97,7 @@ def _augmentation(table: Table) -> Verdict:
         return unanswered("the table lacks augmented arms")
     unit = "share of initial policies and worlds with Delta_OOD above 0"
     detail = f"mean Delta_OOD {found.mean():+.1%}: {_by(100 * found, 'init', 'trained')} %"
-    return above(_over_seeds((found > 0).astype(float)), 0.5, unit, detail)
+    return above(over_seeds((found > 0).astype(float)), 0.5, unit, detail)
 
 
 def _augmentation_gain(table: Table) -> Verdict:
@@ -110,7 +105,7 @@ def _augmentation_gain(table: Table) -> Verdict:
     if found.empty:
         return unanswered("the table lacks augmented arms")
     unit = "Delta_ID of augmented arms less that of plain ones"
-    return within(_over_seeds(found), -EQUAL, EQUAL, unit, _by(found, "init", "trained"))
+    return within(over_seeds(found), -EQUAL, EQUAL, unit, _by(found, "init", "trained"))
 
 
 def _dose(column: str, judge: Callable[..., Verdict], doses: Callable[[float], bool], unit: str):
@@ -126,7 +121,7 @@ def _dose(column: str, judge: Callable[..., Verdict], doses: Callable[[float], b
         curve = dose_curve(rows).set_index([*effects.TRIAL, "trained", "dose"])[column].unstack("dose")
         chosen = curve[[dose for dose in curve if doses(dose, max(curve))]].mean(axis=1)
         detail = "; ".join(f"dose {dose:g} {mean:.3g}" for dose, mean in curve.mean().items())
-        return judge(_over_seeds(chosen - curve[0.0]), 0.0, unit, detail)
+        return judge(over_seeds(chosen - curve[0.0]), 0.0, unit, detail)
 
     return verdict
 
@@ -145,7 +140,7 @@ def _trade_off(tested: tuple[str, ...], judge: Callable[..., Verdict]):
         found = wide["V2"] - wide["V1"]
         unit = f"relative change in {', '.join(tested)} of V2 less that of V1"
         return judge(
-            _over_seeds(found), 0.0, unit, f"V1 {wide['V1'].mean():+.1%}, V2 {wide['V2'].mean():+.1%}"
+            over_seeds(found), 0.0, unit, f"V1 {wide['V1'].mean():+.1%}, V2 {wide['V2'].mean():+.1%}"
         )
 
     return verdict
@@ -157,7 +152,7 @@ def _thinking(column: str, judge: Callable[..., Verdict], *bounds: float, unit: 
         if found.empty:
             return unanswered("the table lacks plain arms with and without a scratchpad")
         numbers = found.set_index(["init", "trained", "seed"])[column]
-        return judge(_over_seeds(numbers), *bounds, unit, _by(numbers, "init", "trained"))
+        return judge(over_seeds(numbers), *bounds, unit, _by(numbers, "init", "trained"))
 
     return verdict
 
@@ -179,7 +174,7 @@ def _matched(table: Table) -> Verdict:
         return unanswered("the ranking scores of the worlds are all equal")
     spread = even[even["inside"]].groupby(key)["gain"].agg(lambda gains: gains.max() - gains.min()).mean()
     unit = "rank correlation of ranking scores at the end and at matched Delta_ID"
-    return above(_over_seeds(rho), 0.0, unit, f"Delta_ID is matched to {spread:.2g}")
+    return above(over_seeds(rho), 0.0, unit, f"Delta_ID is matched to {spread:.2g}")
 
 
 def _factor(factor: str, levels: tuple[int, int]):
@@ -192,7 +187,7 @@ def _factor(factor: str, levels: tuple[int, int]):
         means = cells.groupby([*effects.TRIAL, factor])["change"].mean().unstack(factor)
         found = means[levels[1]] - means[levels[0]]
         unit = f"change out of domain with {levels[1]} {factor} less that with {levels[0]}"
-        return above(_over_seeds(found), 0.0, unit, regression(cells))
+        return above(over_seeds(found), 0.0, unit, regression(cells))
 
     return verdict
 
@@ -232,7 +227,7 @@ def _control(control: str):
             return unanswered(f"the table lacks augmented arms or the control {control}")
         numbers = found.set_index(["init", "trained", "seed"])["points"]
         unit = f"{POINTS} with distractors less that of {control}"
-        return above(_over_seeds(numbers), 0.0, unit, _by(numbers, "trained"))
+        return above(over_seeds(numbers), 0.0, unit, _by(numbers, "trained"))
 
     return verdict
 

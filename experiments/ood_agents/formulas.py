@@ -7,11 +7,6 @@ from collections.abc import Mapping, Sequence
 TIE = 0.005  # successes that differ by less have one rank: half a point of a percentage
 
 
-def gain(before: float, after: float) -> float:
-    """Delta_ID: what training has added to the success in its own domain."""
-    return after - before
-
-
 def relative_change(before: Sequence[float], after: Sequence[float]) -> float:
     """``sum(after) / sum(before) - 1``; of one pair the relative change from the initial policy.
 

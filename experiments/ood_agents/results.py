@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas
 
 from ..common import figures
 from ..common.statistics import bootstrap
-from ..common.table import Table
+from ..common.table import Table, numbers_as_text
 from . import effects
 from .arms import LINES, SUBTASKS
 from .claims import dose_curve, factorial_cells
@@ -41,7 +41,7 @@ def summary(table: Table) -> Table:
     initial = table[(table["kind"] == "arm") & (table["variant"] == effects.INITIAL)]
     before = initial.groupby([*ROW_KEY, "domain"])["success"].mean().unstack("domain")[list(DOMAINS)]
     shown = pandas.concat([before, wide.join(about)])
-    shown = shown.map(lambda value: "" if np.isnan(value) else f"{value:.3g}")
+    shown = numbers_as_text(shown)
     arms = [
         f"{init}{', thinking' if thinking else ''}: {' '.join(filter(None, (trained, variant)))}"
         for thinking, init, variant, trained in shown.index
@@ -147,17 +147,9 @@ def _augmentation(rows: Table) -> Figure:
 def _changes(axis, rows: Table, column: str, lines, color: str, shift: float, label: str) -> None:
     """Means with intervals, a line each."""
     groups = rows.groupby(["init", "trained"])[column]
-    means, reach = _means([groups.get_group(line) for line in lines])
+    means, reach = figures.bars(bootstrap(groups.get_group(line)) for line in lines)
     places = np.arange(len(lines)) + shift
     axis.errorbar(means, places, xerr=reach, color=color, marker="o", ms=4.5, lw=1.2, ls="", label=label)
-
-
-def _means(samples: Sequence[pandas.Series]) -> tuple[np.ndarray, np.ndarray]:
-    """Means ``[count]``, and how far their intervals reach, ``[2, count]``, 0 where there is none."""
-    intervals = [bootstrap(values) for values in samples]
-    means = np.array([interval.value for interval in intervals])
-    ends = np.array([[interval.low, interval.high] for interval in intervals])
-    return means, np.abs(np.where(np.isfinite(ends), ends, means[:, None]) - means[:, None]).T
 
 
 def _doses(rows: Table) -> Figure:
@@ -186,7 +178,7 @@ def _factorial(table: Table) -> Figure:
     for axis, (column, title) in zip(axes[0], titles.items(), strict=True):
         for lines, color, shift in zip(LINES, (PLAIN, AUGMENTED), (-0.06, 0.06), strict=True):
             part = cells[cells["lines"] == lines]
-            means, reach = _means([part.loc[part["subtasks"] == m, column] for m in SUBTASKS])
+            means, reach = figures.bars(bootstrap(part.loc[part["subtasks"] == m, column]) for m in SUBTASKS)
             places = np.arange(len(SUBTASKS)) + shift
             axis.errorbar(
                 places, means, yerr=reach, color=color, marker="o", ms=4.5, label=f"{lines} distractors"

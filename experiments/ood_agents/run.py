@@ -97,23 +97,14 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("extra_mixer", "thinking_mixer", "factorial_mixer"):
-            for mixer in getattr(self, name):
-                if mixer not in self.mixer:
-                    raise ValueError(f"{name} {mixer!r} must be among mixer={' '.join(self.mixer)!r}")
+        self._check_among_mixers("extra_mixer", "thinking_mixer", "factorial_mixer")
         for name, choices in _CHOICES.items():
+            self._check_names(name, choices)
             values = getattr(self, name)
-            for value in values:
-                if value not in choices:
-                    raise ValueError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={' '.join(values)!r} must name at least one, and each once")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("base_rate", "rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        self._check_at_least(_LEAST)
+        self._check_positive("base_rate", "rate")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise={self.noise} must lie between 0 and 1")
         check_pair("distance", self.distance, 1, 99)

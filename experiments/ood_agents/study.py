@@ -150,8 +150,7 @@ class Study:
             "lines": arm.lines,
             "subtasks": arm.subtasks,
         }
-        records = [{**record, "step": record["step"] // trial.updates} for record in history.evaluations]
-        self._evaluations({**about, **costs(policy, history)}, records)
+        self._evaluations({**about, **costs(policy, history)}, history.evaluations)
         if trial.shown:
             episodes = self._play(policy, "shown", self._world_of(arm, trial.shown))
             for number, success in enumerate(episodes.success.tolist()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..common.claims import Claim, Verdict, above, unanswered, within
 from ..common.figures import label
-from ..common.statistics import bootstrap
+from ..common.statistics import over_seeds
 from ..common.table import Table
 from .effects import of_arms, of_axes, of_graph, variant
 
@@ -42,7 +42,7 @@ def _verdict(values: pandas.Series, judge: Callable[..., Verdict], *bounds: floa
         return unanswered("the table lacks the part, the mixer or the variant that this is about")
     means = values.groupby("mixer", sort=False).mean()
     detail = "; ".join(f"{label(mixer)} {mean:.3g}" for mixer, mean in means.items())
-    return judge(bootstrap(values.groupby("seed").mean()), *bounds, unit, detail)
+    return judge(over_seeds(values), *bounds, unit, detail)
 
 
 def _only(values: pandas.Series, mixer: str) -> pandas.Series:

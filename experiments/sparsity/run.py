@@ -96,9 +96,7 @@ class Config(ExperimentConfig):
             self._check_names(name, choices)
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one of {', '.join(choices)}")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        self._check_positive(*_POSITIVE)
         if self.steps % self.every:
             raise ValueError(f"steps={self.steps} must be a multiple of every={self.every}")
         if self.shots >= self.roots:

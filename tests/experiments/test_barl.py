@@ -13,6 +13,7 @@ from flashlla.experiments.barl import answers, arithmetic, exploration, gradient
 from flashlla.experiments.barl.chance import run_probability
 from flashlla.experiments.barl.claims import BARL, BLIND, CLAIMS, WIDE, correlation, tokens_needed
 from flashlla.experiments.barl.measures import episode_text, measures
+from flashlla.experiments.barl.model import model_config
 from flashlla.experiments.barl.objectives import ARMS, first_values, fixed_values, repeated_values
 from flashlla.experiments.barl.posterior import answer_values, bayes_values, posterior_weights
 from flashlla.experiments.barl.results import transcript
@@ -284,7 +285,7 @@ def test_sums_are_right_and_texts_go_on_from_what_they_say(generator):
 
 def sum_model(seed=0):
     torch.manual_seed(seed)
-    return LanguageModel(answers.model_config("softmax", 16, 1, 1)).eval()
+    return LanguageModel(model_config(arithmetic.VOCABULARY, "softmax", 16, 1, 1)).eval()
 
 
 def sampled(generator, operations=2, prompts=3, samples=4):
