@@ -64,8 +64,8 @@ class Config(ExperimentConfig):
 
     mixer: tuple[str, ...] = ("lla", "softmax")
     full_mixer: tuple[str, ...] = ("lla",)
-    arms: tuple[str, ...] = ("hiper", "hiper_code", "turn_plan", "turn", "ppo", "grpo_plan", "gigpo")
-    cells: tuple[str, ...] = ("one", "three")
+    arms: tuple[str, ...] = tuple(ARMS)
+    cells: tuple[str, ...] = ("one", "three", "history", "shuffled")
     cell_arms: tuple[str, ...] = PAIR
     kinds: tuple[str, ...] = ("pick",)
     receptacles: tuple[int, int] = (8, 8)
@@ -146,8 +146,6 @@ PRESETS = {
     "gpu": Config(
         mixer=("lla", "softmax", "parallax", "mesanet", "gated_deltanet"),
         full_mixer=("lla", "softmax"),
-        arms=tuple(ARMS),
-        cells=("one", "three", "history", "shuffled"),
         cell_arms=(*PAIR, "turn"),
         kinds=("pick", "look", "clean", "heat", "cool", "pick2"),
         receptacles=(8, 15),

@@ -22,7 +22,8 @@ def evaluations(table: Table) -> Table:
     rows = rows.assign(factorial=_of_factorial(rows, factorial))
     at_start, later = rows[rows["variant"] == INITIAL], rows[rows["variant"] != INITIAL]
     key = [*TRIAL, "factorial", "init", "domain"]
-    before = at_start[[*key, "success"]].rename(columns={"success": "before"})
+    # Trials with ablations have the initial policy of the others once more.
+    before = at_start.drop_duplicates(key)[[*key, "success"]].rename(columns={"success": "before"})
     found = later.rename(columns={"success": "after"}).merge(before, on=key)
     found["inside"] = found["domain"] == found["trained"]
     inside = found[found["inside"]].assign(gain=lambda rows: rows["after"] - rows["before"])

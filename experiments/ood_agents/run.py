@@ -11,7 +11,7 @@ from flashlla.models import LanguageModel
 
 from ..common.experiment import ExperimentConfig
 from ..worlds.errors import check_pair
-from .arms import DESIGNS, INITS
+from .arms import INITS
 from .domains import DOMAINS, Domains
 from .study import Study, model_config
 
@@ -24,11 +24,12 @@ class Config(ExperimentConfig):
 
     Attributes:
         mixer: token mixers to compare.
-        designs, inits: arms that all of them have, of plain, augmented, controls, doses, and from which
-            initial policies, of V1 and V2.
+        designs, inits: arms that all of them have, of plain and augmented, and from which initial policies,
+            of V1 and V2.
         extra_mixer, extra_designs, extra_inits: mixers that have more arms, these, and the initial policies
             of all their arms.
         thinking_mixer, thinking_designs: those that are trained with a scratchpad as well, and their arms.
+        ablation_mixer, ablation_worlds: mixers that have the controls, in these worlds, and the doses.
         factorial_mixer: those that have the factorial of distractors and subtasks.
         limits: steps of an episode, by world.
         factorial_limit: the same of MiniHouse in the factorial.
@@ -59,9 +60,11 @@ class Config(ExperimentConfig):
     extra_mixer: tuple[str, ...] = ("softmax",)
     extra_designs: tuple[str, ...] = ("augmented",)
     extra_inits: tuple[str, ...] = INITS
-    thinking_mixer: tuple[str, ...] = ()
+    thinking_mixer: tuple[str, ...] = ("softmax",)
     thinking_designs: tuple[str, ...] = ("plain",)
-    factorial_mixer: tuple[str, ...] = ()
+    ablation_mixer: tuple[str, ...] = ("softmax",)
+    ablation_worlds: tuple[str, ...] = ("sokoban",)
+    factorial_mixer: tuple[str, ...] = ("softmax",)
     limits: tuple[int, int, int, int] = (8, 8, 8, 8)
     factorial_limit: int = 50
     distance: tuple[int, int] = (2, 4)
@@ -97,7 +100,7 @@ class Config(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_among_mixers("extra_mixer", "thinking_mixer", "factorial_mixer")
+        self._check_among_mixers("extra_mixer", "thinking_mixer", "ablation_mixer", "factorial_mixer")
         for name, choices in _CHOICES.items():
             self._check_names(name, choices)
             values = getattr(self, name)
@@ -117,11 +120,12 @@ class Config(ExperimentConfig):
             domains.make(domain, 1)
 
 
-_MAIN = tuple(design for design in DESIGNS if design != "factorial")
+_MAIN = ("plain", "augmented")
+_ABLATIONS = ("controls", "doses")
 _CHOICES = {
     **dict.fromkeys(("designs", "extra_designs", "thinking_designs"), _MAIN),
     **dict.fromkeys(("inits", "extra_inits"), INITS),
-    **dict.fromkeys(("worlds", "augmented"), DOMAINS),
+    **dict.fromkeys(("worlds", "augmented", "ablation_worlds"), DOMAINS),
 }
 _LEAST = {
     **dict.fromkeys(("traces", "base_steps", "extra_steps", "batch", "draws", "groups", "updates"), 1),
@@ -135,6 +139,9 @@ PRESETS = {
         limits=(4, 4, 4, 4),
         factorial_limit=4,
         extra_inits=("V1",),
+        thinking_mixer=(),
+        ablation_mixer=(),
+        factorial_mixer=(),
         worlds=("sokoban",),
         augmented=("sokoban",),
         dim=16,
@@ -159,10 +166,11 @@ PRESETS = {
     "gpu": Config(
         designs=("plain", "augmented"),
         inits=INITS,
-        extra_mixer=("lla",),
-        extra_designs=("controls", "doses"),
+        extra_mixer=(),
         thinking_mixer=("lla", "softmax"),
         thinking_designs=("plain", "augmented"),
+        ablation_mixer=("lla",),
+        ablation_worlds=DOMAINS,
         factorial_mixer=("lla", "softmax"),
         limits=(50, 15, 15, 50),
         factorial_limit=90,
@@ -241,7 +249,9 @@ _SETTINGS = tuple(Trial.__dataclass_fields__)[5:]
 
 
 def trials(config: Config) -> Iterator[Trial]:
-    """Every mixer and seed; those with a scratchpad and those of the factorial have policies of their own."""
+    """Every mixer and seed; scratchpads and the factorial have initial policies of their own, controls and
+    doses the same once more.
+    """
     settings = {name: getattr(config, name) for name in _SETTINGS}
     for seed in range(config.seeds):
         for mixer in config.mixer:
@@ -252,6 +262,9 @@ def trials(config: Config) -> Iterator[Trial]:
             )
             if mixer in config.thinking_mixer:
                 yield Trial(mixer, seed, True, config.thinking_designs, config.inits, **settings)
+            if mixer in config.ablation_mixer:
+                worlds = {**settings, "augmented": config.ablation_worlds}
+                yield Trial(mixer, seed, False, _ABLATIONS, ("V1",), **worlds)
             if mixer in config.factorial_mixer:
                 yield Trial(mixer, seed, False, ("factorial",), ("V1",), **settings)
 

@@ -59,7 +59,7 @@ class Study:
         inits = needed_inits(chosen)
         for init in inits:
             self._initial(init)
-        if "factorial" not in self.trial.designs:
+        if "plain" in self.trial.designs:
             self._measure(inits[-1])
         for arm in chosen:
             self._train(arm)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashlla.experiments.ood_agents import EXPERIMENT, effects, formulas, paper
-from flashlla.experiments.ood_agents.arms import DESIGNS, DOSES, LINES, SUBTASKS, arms, needed_inits
+from flashlla.experiments.ood_agents.arms import DESIGNS, DOSES, INITS, LINES, SUBTASKS, arms, needed_inits
 from flashlla.experiments.ood_agents.claims import CLAIMS
 from flashlla.experiments.ood_agents.domains import DOMAINS, Domains, episode_seeds
 from flashlla.experiments.ood_agents.episodes import answer_grammar, play
@@ -223,19 +223,20 @@ def test_similar_texts_are_similar():
 
 
 def test_trials_are_mixers_with_their_designs():
-    config = Config(extra_mixer=("lla",), thinking_mixer=("softmax",), factorial_mixer=("lla",), seeds=1)
-    found = [(t.mixer, t.thinking, t.designs, t.inits) for t in trials(config)]
+    found = [(t.mixer, t.thinking, t.designs, t.inits, t.augmented) for t in trials(Config(seeds=1))]
+    worlds = ("house", "shop", "sokoban")
     assert found == [
-        ("lla", False, ("plain", "augmented"), ("V1", "V2")),
-        ("lla", False, ("factorial",), ("V1",)),
-        ("softmax", False, ("plain",), ("V1",)),
-        ("softmax", True, ("plain",), ("V1",)),
+        ("lla", False, ("plain",), ("V1",), worlds),
+        ("softmax", False, ("plain", "augmented"), ("V1", "V2"), worlds),
+        ("softmax", True, ("plain",), ("V1",), worlds),
+        ("softmax", False, ("controls", "doses"), ("V1",), ("sokoban",)),
+        ("softmax", False, ("factorial",), ("V1",), worlds),
     ]
 
 
 def test_arms_of_all_designs():
-    (trial,) = trials(Config(mixer=("lla",), extra_mixer=("lla",), seeds=1))
-    found = arms(replace(trial, designs=tuple(DESIGNS)))
+    trial = next(trials(Config(seeds=1)))
+    found = arms(replace(trial, designs=tuple(DESIGNS), inits=INITS))
     assert len({arm.name for arm in found}) == len(found) == 8 + 6 + 12 + len(DOSES) + 4
     assert needed_inits(found) == ("V1", "V2")
     only = arms(replace(trial, designs=("plain",), inits=("V1",)))
@@ -353,6 +354,9 @@ def made_up(**changes):
                 pair = {"domain": domain, "other": other, "similarity": alike}
                 rows.append({**common, "kind": "similarity", "init": "V2", **pair})
         if not thinking:
+            start = {"init": "V1", "trained": "", "variant": "initial"}  # of a trial with ablations
+            own = {**common, "trial": f"{mixer} {seed} ablations"}
+            rows += arm_rows(own, start, dict.fromkeys(DOMAINS, 0.0), 0.0, step=0)
             rows += factorial_rows({**common, "trial": f"{mixer} {seed} factorial"}, values)
     table = pandas.DataFrame(rows)
     noise = np.random.default_rng(0).normal(size=len(table)) * 1e-4
