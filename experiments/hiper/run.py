@@ -66,7 +66,7 @@ class Config(ExperimentConfig):
     full_mixer: tuple[str, ...] = ("lla",)
     arms: tuple[str, ...] = tuple(ARMS)
     cells: tuple[str, ...] = ("one", "three", "history", "shuffled")
-    cell_arms: tuple[str, ...] = PAIR
+    cell_arms: tuple[str, ...] = (*PAIR, "turn")
     kinds: tuple[str, ...] = ("pick",)
     receptacles: tuple[int, int] = (8, 8)
     limit: int = 12
@@ -146,7 +146,6 @@ PRESETS = {
     "gpu": Config(
         mixer=("lla", "softmax", "parallax", "mesanet", "gated_deltanet"),
         full_mixer=("lla", "softmax"),
-        cell_arms=(*PAIR, "turn"),
         kinds=("pick", "look", "clean", "heat", "cool", "pick2"),
         receptacles=(8, 15),
         limit=25,
