@@ -269,7 +269,7 @@ def test_trials_are_the_main_cell_the_others_and_the_theory():
             for seed in range(2)
             for row in (
                 ("main", "lla", seed, ("hiper", "ppo"), 2),
-                ("one", "lla", seed, PAIR, 1),
+                ("one", "lla", seed, (*PAIR, "turn"), 1),
                 ("main", "softmax", seed, PAIR, 2),
             )
         ),
