@@ -112,13 +112,10 @@ def _dose(column: str, judge: Callable[..., Verdict], doses: Callable[[float], b
     """A column at some doses less that at none, held against 0."""
 
     def verdict(table: Table) -> Verdict:
-        rows = effects.reported(table)
-        rows = rows[rows["dose"].notna() & (rows["init"] == "V1")]
-        trained = rows.loc[rows["variant"].str.startswith("dose"), "trained"].unique()
-        rows = rows[rows["trained"].isin(trained)]
-        if rows.empty:
+        found = dose_curve(effects.reported(table))
+        if found.empty:
             return unanswered("the table lacks doses of the augmentation")
-        curve = dose_curve(rows).set_index([*effects.TRIAL, "trained", "dose"])[column].unstack("dose")
+        curve = found.set_index([*effects.TRIAL, "trained", "dose"])[column].unstack("dose")
         chosen = curve[[dose for dose in curve if doses(dose, max(curve))]].mean(axis=1)
         detail = "; ".join(f"dose {dose:g} {mean:.3g}" for dose, mean in curve.mean().items())
         return judge(over_seeds(chosen - curve[0.0]), 0.0, unit, detail)
@@ -127,7 +124,11 @@ def _dose(column: str, judge: Callable[..., Verdict], doses: Callable[[float], b
 
 
 def dose_curve(rows: Table) -> Table:
-    """A row for each run with a dose: what :func:`effects.runs` says, and ``dose``."""
+    """A row for each run from V1 with a dose, where there are several: what :func:`effects.runs` says, and
+    ``dose``.
+    """
+    rows = rows[rows["dose"].notna() & (rows["init"] == "V1")]
+    rows = rows[rows.groupby(["mixer", "trained"])["dose"].transform("nunique") > 2]
     doses = rows[[*effects.RUN, "dose"]].drop_duplicates()
     return effects.runs(rows).merge(doses, on=effects.RUN)
 
@@ -148,7 +149,7 @@ def _trade_off(tested: tuple[str, ...], judge: Callable[..., Verdict]):
 
 def _thinking(column: str, judge: Callable[..., Verdict], *bounds: float, unit: str):
     def verdict(table: Table) -> Verdict:
-        found = effects.without_thinking(effects.reported(table)).dropna(subset=[column])
+        found = effects.without_thinking(effects.reported(table, scratchpads=True)).dropna(subset=[column])
         if found.empty:
             return unanswered("the table lacks plain arms with and without a scratchpad")
         numbers = found.set_index(["init", "trained", "seed"])[column]

@@ -13,11 +13,16 @@ TRIAL = ["mixer", "thinking", "seed"]
 RUN = [*TRIAL, "init", "trained", "variant"]
 
 
-def evaluations(table: Table) -> Table:
+def evaluations(table: Table, *, scratchpads: bool = False) -> Table:
     """A row for every test world at every evaluation of an arm: ``before``, ``after``, whether the arm was
     trained there (``inside``), and ``gain``, Delta_ID of the arm at this evaluation.
+
+    Args:
+        scratchpads: with the arms that have one; by default they are left to the question of scratchpads.
     """
     rows = table[table["kind"] == "arm"]
+    if not scratchpads:
+        rows = rows[~rows["thinking"].astype(bool)]
     factorial = rows["lines"].notna() if "lines" in rows else pandas.Series(False, rows.index)
     rows = rows.assign(factorial=_of_factorial(rows, factorial))
     at_start, later = rows[rows["variant"] == INITIAL], rows[rows["variant"] != INITIAL]
@@ -44,9 +49,9 @@ def runs(rows: Table) -> Table:
     return found.assign(tax=found["ood_before"] - found["ood"]).reset_index()
 
 
-def reported(table: Table) -> Table:
+def reported(table: Table, *, scratchpads: bool = False) -> Table:
     """The evaluations that are reported."""
-    rows = evaluations(table)
+    rows = evaluations(table, scratchpads=scratchpads)
     return rows[rows["final"] > 0]
 
 

@@ -28,7 +28,7 @@ def summary(table: Table) -> Table:
     """Success in every world, means over mixers and seeds, by initial policy and arm; Delta_ID and the change
     of the mean out of domain, the ranking score, and steps of the worlds a second.
     """
-    rows = effects.reported(table)
+    rows = effects.reported(table, scratchpads=True)
     wide = rows.groupby([*ROW_KEY, "domain"], sort=False)["after"].mean().unstack("domain")[list(DOMAINS)]
     found = effects.runs(rows).groupby(ROW_KEY)[["gain", "tax"]].mean()
     scores = (
@@ -153,14 +153,12 @@ def _changes(axis, rows: Table, column: str, lines, color: str, shift: float, la
 
 
 def _doses(rows: Table) -> Figure:
-    rows = rows[rows["dose"].notna() & (rows["init"] == "V1")]
-    trained = rows.loc[rows["variant"].str.startswith("dose"), "trained"].iloc[0]
-    curve = dose_curve(rows[rows["trained"] == trained]).assign(change=lambda found: -found["tax"])
+    curve = dose_curve(rows).assign(change=lambda found: -found["tax"])
     caption = (
         "Changes of success by the dose of distractors in training; 1 is the dose of the augmented arms."
     )
     figure, axes = figures.panels(2, width=3.6, height=2.8, caption=caption, sharey=True)
-    titles = {"change": "mean of the other worlds", "gain": f"own world, {trained}"}
+    titles = {"change": "mean of the other worlds", "gain": "own world"}
     for axis, (column, title) in zip(axes[0], titles.items(), strict=True):
         figures.curves(axis, curve, "dose", column)
         axis.axhline(0, color=figures.INK, lw=0.8)

@@ -223,7 +223,9 @@ def test_similar_texts_are_similar():
 
 
 def test_trials_are_mixers_with_their_designs():
-    found = [(t.mixer, t.thinking, t.designs, t.inits, t.augmented) for t in trials(Config(seeds=1))]
+    more = dict.fromkeys(("thinking_mixer", "ablation_mixer", "factorial_mixer"), ("softmax",))
+    config = Config(**more, seeds=1)
+    found = [(t.mixer, t.thinking, t.designs, t.inits, t.augmented) for t in trials(config)]
     worlds = ("house", "shop", "sokoban")
     assert found == [
         ("lla", False, ("plain",), ("V1",), worlds),
