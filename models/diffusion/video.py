@@ -99,13 +99,19 @@ class VideoTransformer(DiffusionTransformer):
             TypeError: no tensors, or of no floating-point dtype.
             ValueError: wrong shapes, a condition that is missing or not expected.
         """
-        patches = self._project(*self._run(x, level, condition))
-        return self.unpatchify(patches, x.shape[2], x.shape[3])
+        return self.forward_with_hidden(x, level, condition=condition)[0]
 
     def hidden(self, x: Tensor, level: Tensor, *, condition: Tensor | None = None) -> Tensor:
         """Hidden states behind the last block, ``[batch, frames, patches, dim]``, to put other heads on:
         arguments and errors of :meth:`forward`."""
         return self._run(x, level, condition)[0]
+
+    def forward_with_hidden(
+        self, x: Tensor, level: Tensor, *, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` and :meth:`hidden` give, in one pass."""
+        tokens, c = self._run(x, level, condition)
+        return self.unpatchify(self._project(tokens, c), x.shape[2], x.shape[3]), tokens
 
     def unpatchify(self, patches: Tensor, height: int, width: int) -> Tensor:
         """Frames ``[batch, frames, height, width, n]`` of ``[batch, frames, patches, patch_size^2 n]``."""

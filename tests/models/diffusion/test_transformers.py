@@ -48,6 +48,13 @@ def test_a_new_model_passes_its_input_on_and_predicts_zero(kind, sample):
         assert torch.equal(model.hidden(x, level), model.hidden(x, 1 - level))
 
 
+def test_frames_and_hidden_states_in_one_pass(build, sample):
+    model, (x, level) = build("video"), sample("video")
+    both = model.forward_with_hidden(x, level)
+    for found, alone in zip(both, (model(x, level), model.hidden(x, level)), strict=True):
+        assert torch.equal(found, alone)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 @every_kind
 def test_every_place_sees_every_other(kind, mixer, build, sample):
