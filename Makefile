@@ -6,13 +6,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+CSRC   := $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # The oldest transformers that is supported, in a folder that goes in front of the newest one in .venv.
 OLDEST := build/transformers-4.57.6
 TEST_OLDEST := PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/integrations/test_transformers_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench gpu lint clean
+.PHONY: help demo test test-all bench gpu lint docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,17 +33,30 @@ test-all: $(READY) $(OLDEST)/.ready lint  ## lint and all tests but those for a 
 bench: $(READY)  ## benchmarks of bench/ on the CPU
 	$(BIN)/python -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
 
-lint: $(READY)  ## ruff
+lint: $(READY) build/.tidy  ## ruff, mypy, clang-format and clang-tidy
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+# Twenty seconds, and so only where csrc has changed since. The instruction sets that are left out compile the same
+# headers as the baseline does.
+build/.tidy: $(CSRC) .clang-tidy | $(READY)
+	$(BIN)/clang-tidy --quiet $(filter-out %_avx2.cpp %_avx512.cpp, $(filter %.cpp, $(CSRC))) -- -std=c++17 \
+	    $$($(BIN)/python -m pybind11 --includes | sed 's/-I/-isystem /g')
+	@mkdir -p $(@D) && touch $@
+
+docs: $(READY)  ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, builds and caches; results in runs/ stay
-	rm -rf $(VENV) build dist *.egg-info flashlla/_C.*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info flashlla/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- the virtual environment ---------------------------------------------------------------------------
 
 # The build requirements are installed first, so that a changed kernel is rebuilt without a download.
-$(READY): pyproject.toml setup.py $(shell find csrc -type f)
+$(READY): pyproject.toml setup.py $(CSRC)
 	@command -v $(PYTHON) > /dev/null || { echo "make: there is no $(PYTHON); name one with PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), but flashlla needs Python 3.10 or later: make PYTHON=..."; exit 1; }

@@ -7,6 +7,7 @@ derivative (a gradient penalty, say) would silently be zero.
 from __future__ import annotations
 
 import inspect
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,12 +27,26 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, table, options, backend, stats):
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        probe: Tensor | None,
+        ridge: Tensor | None,
+        gate: Tensor,
+        cu_q: Tensor | None,
+        cu_k: Tensor | None,
+        seqlens_k: Tensor | None,
+        table: Tensor | None,
+        options: Options,
+        backend: str,
+        stats: bool,
+    ) -> tuple[Tensor, ...]:
         layout = Layout(cu_q, cu_k, seqlens_k, table)
         return tuple(_library.forward(q, k, v, probe, ridge, gate, layout, options, backend, stats))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *operands, options, backend, _ = inputs
         out = Forward(*output)
         ctx.save_for_backward(*operands, out.kbar, out.g)
@@ -40,7 +55,7 @@ class _Attention(torch.autograd.Function):
         ctx.options, ctx.backend = options, backend
 
     @staticmethod
-    def backward(ctx, do, *_):
+    def backward(ctx: Any, do: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if do is None:
             return (None,) * 13
         *operands, cu_q, cu_k, seqlens_k, table, kbar, g = ctx.saved_tensors
@@ -57,22 +72,38 @@ class _AttentionBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, table, options, backend):
+    def forward(
+        do: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        probe: Tensor | None,
+        ridge: Tensor | None,
+        gate: Tensor,
+        kbar: Tensor,
+        g: Tensor,
+        cu_q: Tensor | None,
+        cu_k: Tensor | None,
+        seqlens_k: Tensor | None,
+        table: Tensor | None,
+        options: Options,
+        backend: str,
+    ) -> tuple[Tensor, ...]:
         layout = Layout(cu_q, cu_k, seqlens_k, table)
         return _library.backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options, backend)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
         raise NotImplementedError(_NO_DOUBLE_BACKWARD)
 
 
 # PyTorch asks for these signatures in every call, and making one takes longer than a kernel's launch.
 for _function in (_Attention, _AttentionBackward):
-    _function.forward.__signature__ = inspect.signature(_function.forward)
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
 
 
 def attend(

@@ -53,7 +53,8 @@ def _triton_missing() -> str | None:
 
 
 def _cuda_missing() -> str | None:
-    return importlib.import_module("flashlla.ops.cuda").missing()
+    reason: str | None = importlib.import_module("flashlla.ops.cuda").missing()
+    return reason
 
 
 # In the order in which "auto" tries them. The reference is only taken by name: it is quadratic in memory.
@@ -126,8 +127,8 @@ def choose(
         NotImplementedError: the named backend does not take these operands.
     """
     reason = "named by the caller"
-    if requested == "auto" and _env.backend():
-        requested, reason = _env.backend(), "named by FLASHLLA_BACKEND"
+    if requested == "auto" and (named := _env.backend()):
+        requested, reason = named, "named by FLASHLLA_BACKEND"
     if requested not in NAMES:
         raise ValueError(f"backend={requested!r} is unknown; choose one of {', '.join(NAMES)}")
     if requested == "reference":
@@ -137,7 +138,7 @@ def choose(
         if why_not:
             raise NotImplementedError(f"{why_not}; use backend='auto'")
         return Choice(requested, reason)
-    passed_over = []
+    passed_over: list[str] = []
     for name, backend in BACKENDS.items():
         why_not = rejection(name, device_type, dtype, decoding, solver)
         if why_not is None and device_type in backend.named_only:
@@ -156,7 +157,7 @@ def choose_name(
 
 
 # What torch.compiler.assume_constant_result sets, without the import of the whole compiler that it costs.
-choose_name._dynamo_marked_constant = True
+choose_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load(name: str) -> ModuleType:

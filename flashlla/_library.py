@@ -7,6 +7,8 @@ even under ``torch.compile`` and ``torch.func``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,17 +30,44 @@ _library.define(
 )
 
 
-def _forward(q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, table, *options_backend_stats):
-    *options, backend, stats = options_backend_stats
-    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*options)
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    seqlens_k: Tensor | None,
+    table: Tensor | None,
+    *options_backend_stats: Any,
+) -> tuple[Tensor, ...]:
+    *scalars, backend, stats = options_backend_stats
+    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*scalars)
     _validation.check_values(q, k, ridge, layout)
     with torch.autocast(q.device.type, enabled=False):  # precision is the backend's business
         return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
 
 
-def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, table, *options_backend):
-    *options, backend = options_backend
-    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*options)
+def _backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    kbar: Tensor,
+    g: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    seqlens_k: Tensor | None,
+    table: Tensor | None,
+    *options_backend: Any,
+) -> tuple[Tensor, ...]:
+    *scalars, backend = options_backend
+    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*scalars)
     if do.shape[-1] > 1 and do.stride(-1) != 1:
         do = do.contiguous()
     with torch.autocast(q.device.type, enabled=False):
@@ -46,10 +75,19 @@ def _backward(do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, t
     return tuple(t if t is not None else q.new_empty(0) for t in grads)
 
 
-def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
+def _forward_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    *rest: Any,
+) -> Forward:
     accumulate = accumulation_dtype(q.dtype)
     rows, backend = q.shape[:3], rest[-2]
-    state, state_dtype = q.shape, accumulate
+    state: tuple[int, ...] = q.shape
+    state_dtype = accumulate
     if backend == "triton":  # keeps state in float64 for float32, and none where nothing is solved for
         state_dtype = torch.float64 if q.dtype == torch.float32 else accumulate
         state = q.shape if ridge is not None else (0,)
@@ -65,7 +103,16 @@ def _forward_fake(q, k, v, probe, ridge, gate, *rest) -> Forward:
     )
 
 
-def _backward_fake(do, q, k, v, probe, ridge, gate, *rest) -> Gradients:
+def _backward_fake(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    *rest: Any,
+) -> Gradients:
     accumulate = accumulation_dtype(q.dtype)
     rows = q.shape[:3]
     return Gradients(
@@ -118,4 +165,7 @@ def backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """Call ``flashlla::backward``; gradients that do not exist come back empty."""
-    return torch.ops.flashlla.backward(do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend)
+    grads: tuple[Tensor, ...] = torch.ops.flashlla.backward(
+        do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend
+    )
+    return grads

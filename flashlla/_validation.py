@@ -20,7 +20,7 @@ SOLVERS = ("auto", "cg", "direct")
 _INTEGERS = (torch.int32, torch.int64)
 
 
-def _shape(t: Tensor) -> tuple:
+def _shape(t: Tensor) -> tuple[int, ...]:
     return tuple(t.shape)
 
 
@@ -168,16 +168,17 @@ def check_pages(block_table: Tensor | None, lengths: Tensor, k_cache: Tensor) ->
         )
 
 
-def check_cache_lengths(lengths: Tensor, batch: int, device: torch.device) -> None:
-    """Type, rank and device of the used lengths of a cache."""
-    _check_index_tensor("cache_seqlens", lengths, device)
+def check_cache_lengths(lengths: object, batch: int, device: torch.device) -> Tensor:
+    """Type, rank and device of the used lengths of a cache, which are returned."""
+    lengths = _check_index_tensor("cache_seqlens", lengths, device)
     if lengths.shape[0] != batch:
         raise ValueError(
             f"cache_seqlens has {lengths.shape[0]} entries for a batch of {batch}; give one a row"
         )
+    return lengths
 
 
-def _check_index_tensor(name: str, t: Tensor, device: torch.device, dimensions: int = 1) -> None:
+def _check_index_tensor(name: str, t: object, device: torch.device, dimensions: int = 1) -> Tensor:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be an int32 or int64 tensor, got {type(t).__name__}")
     if t.dtype not in _INTEGERS:
@@ -186,6 +187,7 @@ def _check_index_tensor(name: str, t: Tensor, device: torch.device, dimensions: 
         raise ValueError(f"{name} has shape {_shape(t)}; it must have {dimensions} dimension(s)")
     if t.device != device:
         raise ValueError(f"{name} is on {t.device} and q is on {device}; move it to the device of q")
+    return t
 
 
 def check_cache_fits(lengths: int | Tensor, new_rows: int, capacity: int) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flashlla.ops.types import Layout
 
+# Tensors, and where each has the dimension of the vmap.
+_Unfolded = tuple[tuple[Tensor, ...], tuple[int | None, ...]]
+
 
 class _Fold:
     """Folds the dimension of a vmap into the batch dimension of every operand, and unfolds the results."""
 
-    def __init__(self, size: int, in_dims: tuple, layout: Layout):
+    def __init__(self, size: int, in_dims: tuple[int | None, ...], layout: Layout):
         if layout.packed:
             raise NotImplementedError(
                 "vmap over packed sequences: concatenate them into one cu_seqlens instead"
@@ -22,7 +27,9 @@ class _Fold:
         self.size = size
         self.layout = Layout(seqlens_k=None if lengths is None else lengths.repeat(size))
 
-    def inputs(self, tensors: tuple, in_dims: tuple) -> list[Tensor | None]:
+    def inputs(
+        self, tensors: tuple[Tensor | None, ...], in_dims: tuple[int | None, ...]
+    ) -> list[Tensor | None]:
         return [None if t is None else self._fold(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
 
     def _fold(self, t: Tensor, dim: int | None) -> Tensor:
@@ -30,18 +37,49 @@ class _Fold:
         t = t.flatten(0, 1)
         return t if t.shape[-1] < 2 or t.stride(-1) == 1 else t.contiguous()
 
-    def outputs(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple]:
+    def outputs(self, tensors: tuple[Tensor, ...]) -> _Unfolded:
         unfolded = tuple(t.unflatten(0, (self.size, -1)) if t.dim() > 1 else t for t in tensors)
         return unfolded, tuple(0 if t.dim() > 1 else None for t in unfolded)
 
 
-def forward(info, in_dims, q, k, v, probe, ridge, gate, cu_q, cu_k, seqlens_k, table, *rest):
+def forward(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    seqlens_k: Tensor | None,
+    table: Tensor | None,
+    *rest: Any,
+) -> _Unfolded:
     fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
     operands = fold.inputs((q, k, v, probe, ridge, gate), in_dims)
     return fold.outputs(torch.ops.flashlla.forward(*operands, *fold.layout, *rest))
 
 
-def backward(info, in_dims, do, q, k, v, probe, ridge, gate, kbar, g, cu_q, cu_k, seqlens_k, table, *rest):
+def backward(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    kbar: Tensor,
+    g: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    seqlens_k: Tensor | None,
+    table: Tensor | None,
+    *rest: Any,
+) -> _Unfolded:
     fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
     operands = fold.inputs((do, q, k, v, probe, ridge, gate, kbar, g), in_dims)
     return fold.outputs(torch.ops.flashlla.backward(*operands, *fold.layout, *rest))

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from flashlla import __version__
 
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return options.command(options)
+        code: int = options.command(options)
+        return code
     except KeyboardInterrupt:
         print("\nflashlla: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -47,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """One line for an error; the usage is a ``--help`` away."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+_Commands = argparse._SubParsersAction  # has no public name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 # ---- demo -------------------------------------------------------------------------------------------
 
 
-def _add_demo(commands) -> None:
+def _add_demo(commands: _Commands[_Parser]) -> None:
     parser = commands.add_parser(
         "demo",
         help="train a small language model with LLA and with softmax, and compare",
@@ -116,7 +121,8 @@ def _demo(options: argparse.Namespace) -> int:
     settings = demo.Settings(device=device, **chosen)
     mode = "resume" if options.resume else "fresh" if options.fresh else "auto"
     try:
-        return demo.run(settings, options.out, mode)
+        code: int = demo.run(settings, options.out, mode)
+        return code
     except (demo.DemoError, OSError) as error:
         return _fail(f"flashlla demo: {error}")
 
@@ -124,7 +130,7 @@ def _demo(options: argparse.Namespace) -> int:
 # ---- doctor -----------------------------------------------------------------------------------------
 
 
-def _add_doctor(commands) -> None:
+def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what this installation can do, and which backend a call would take",
@@ -158,7 +164,7 @@ def _doctor(options: argparse.Namespace) -> int:
 # ---- tune -------------------------------------------------------------------------------------------
 
 
-def _add_tune(commands) -> None:
+def _add_tune(commands: _Commands[_Parser]) -> None:
     parser = commands.add_parser(
         "tune",
         help="measure the fastest launch configurations of the Triton kernels on this GPU",
@@ -201,7 +207,7 @@ def _tune(options: argparse.Namespace) -> int:
 # ---- experiments ------------------------------------------------------------------------------------
 
 
-def _add_experiments(commands) -> None:
+def _add_experiments(commands: _Commands[_Parser]) -> None:
     """Their options depend on the experiment: the words go on as they are."""
     for name, what in EXPERIMENT_COMMANDS.items():
         parser = commands.add_parser(name, help=what, add_help=False, prefix_chars="\0")
@@ -217,7 +223,8 @@ def _experiments(options: argparse.Namespace) -> int:
     from flashlla.experiments.common import commands
 
     call = {"run": commands.run, "list": commands.list_experiments, "report": commands.report}
-    return call[options.name](options.words)
+    code: int = call[options.name](options.words)
+    return code
 
 
 # ---- values of options ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ Conventions shared by all functions:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,9 +44,13 @@ from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options, acc
 # flashlla.testing.numerics hold (docs/numerics.md has the table of what a looser one costs and saves).
 DEFAULT_RTOL = {torch.float64: 1e-12, torch.float32: 5e-7, torch.float16: 1e-5, torch.bfloat16: 1e-4}
 
-_NO_RIDGE = object()  # what the members that solve nothing pass on; None is a caller's mistake
+_NO_RIDGE: Any = object()  # what the members that solve nothing pass on; None is a caller's mistake
 # Asked once, for torch 2.11 does not trace the question.
 _AUTOCAST = [t for t in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(t)]
+
+# scale, causal, window_size, solver, rtol, max_iters, deterministic, backend
+_Options = tuple[float | None, bool, int | None, str, float | None, int | None, bool | None, str]
+_T = TypeVar("_T", Tensor, Tensor | None)
 
 
 class AttentionWithStats(NamedTuple):
@@ -404,13 +408,33 @@ def softmax_attention_with_kvcache(
 # ---- from public arguments to the operator ----------------------------------------------------------
 
 
-def _dense(q, k, v, r, ridge, gate, options, stats) -> Forward:
+def _dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    ridge: float | Tensor,
+    gate: float | Tensor,
+    options: _Options,
+    stats: bool,
+) -> Forward:
     q, k, v, r = _autocast(q, k, v, r)
     _validation.check_operands(q, k, v, r, packed=False)
     return _call(q, k, v, r, ridge, gate, Layout(), options, stats)
 
 
-def _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, ridge, gate, options, stats) -> Forward:
+def _varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor | None,
+    ridge: float | Tensor,
+    gate: float | Tensor,
+    options: _Options,
+    stats: bool,
+) -> Forward:
     q, k, v, r = _autocast(q, k, v, r)
     _validation.check_operands(q, k, v, r, packed=True)
     _validation.check_cu_seqlens("cu_seqlens", cu_seqlens, q.device)
@@ -427,12 +451,25 @@ def _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, ridge, gate, options, stats) -
                 "they must be equal"
             )
     _check_rows(ridge, gate, q)
-    q, k, v, r, ridge, gate = (t[None] if isinstance(t, Tensor) else t for t in (q, k, v, r, ridge, gate))
+    q, k, v, r = q[None], k[None], v[None], None if r is None else r[None]
+    ridge, gate = (t[None] if isinstance(t, Tensor) else t for t in (ridge, gate))
     layout = Layout(cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
     return _call(q, k, v, r, ridge, gate, layout, options, stats)
 
 
-def _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, block_table, ridge, gate, options) -> Tensor:
+def _kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    r: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    cache_seqlens: int | Tensor,
+    block_table: Tensor | None,
+    ridge: float | Tensor,
+    gate: float | Tensor,
+    options: _Options,
+) -> Tensor:
     q, r = _cast_like(k_cache, q, r)
     k, v = _cast_like(k_cache, k, v)
     _validation.check_operands(q, k_cache, v_cache, r, packed=False, paged=block_table is not None)
@@ -449,36 +486,55 @@ def _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, block_table, ridge, ga
     if isinstance(cache_seqlens, int) and not isinstance(cache_seqlens, bool):
         _validation.check_cache_fits(cache_seqlens, new_rows, capacity)
         cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int64, device=q.device)
-    _validation.check_cache_lengths(cache_seqlens, batch, q.device)
+    lengths = _validation.check_cache_lengths(cache_seqlens, batch, q.device)
     # every complaint comes before the cache is written
     resolved = _resolve(q, *options, decoding=q.shape[1] <= MAX_DECODE_QUERIES)
     if not torch.compiler.is_compiling():
-        _validation.check_cache_fits(cache_seqlens, new_rows, capacity)
-        _validation.check_pages(block_table, cache_seqlens + new_rows, k_cache)
+        _validation.check_cache_fits(lengths, new_rows, capacity)
+        _validation.check_pages(block_table, lengths + new_rows, k_cache)
         _validation.check_ridge_values(ridge)
-    if k is not None:
+    if k is not None and v is not None:
         rows = torch.arange(batch, device=q.device)[:, None]
-        slots = cache_seqlens[:, None] + torch.arange(new_rows, device=q.device)
+        slots = lengths[:, None] + torch.arange(new_rows, device=q.device)
         if block_table is not None:
             rows, slots = block_table.long()[rows, slots // page_size], slots % page_size
         k_cache[rows, slots], v_cache[rows, slots] = k, v
-    layout = Layout(seqlens_k=cache_seqlens + new_rows, block_table=block_table)
+    layout = Layout(seqlens_k=lengths + new_rows, block_table=block_table)
     return _run(q, k_cache, v_cache, r, ridge, gate, layout, *resolved, stats=False).o
 
 
-def _call(q, k, v, r, ridge, gate, layout, options, stats) -> Forward:
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    ridge: float | Tensor,
+    gate: float | Tensor,
+    layout: Layout,
+    options: _Options,
+    stats: bool,
+) -> Forward:
     _check_rows(ridge, gate, q)
     return _run(q, k, v, r, ridge, gate, layout, *_resolve(q, *options), stats=stats)
 
 
-def _check_rows(ridge, gate, q: Tensor) -> None:
+def _check_rows(ridge: float | Tensor, gate: float | Tensor, q: Tensor) -> None:
     if ridge is not _NO_RIDGE:
         _validation.check_per_row("ridge", ridge, q, positive=True)
     _validation.check_per_row("gate", gate, q, positive=False)
 
 
 def _resolve(
-    q: Tensor, scale, causal, window_size, solver, rtol, max_iters, deterministic, backend, decoding=False
+    q: Tensor,
+    scale: float | None,
+    causal: bool,
+    window_size: int | None,
+    solver: str,
+    rtol: float | None,
+    max_iters: int | None,
+    deterministic: bool | None,
+    backend: str,
+    decoding: bool = False,
 ) -> tuple[Options, str]:
     """Defaults filled in, everything checked, the backend chosen."""
     head_dim = int(q.shape[-1])  # a compiler specialises on it: kernels do as well
@@ -493,24 +549,36 @@ def _resolve(
     return options, _backends.choose_name(backend, q.device.type, q.dtype, decoding, solver)
 
 
-def _run(q, k, v, r, ridge, gate, layout, options, backend, *, stats) -> Forward:
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    ridge: float | Tensor,
+    gate: float | Tensor,
+    layout: Layout,
+    options: Options,
+    backend: str,
+    *,
+    stats: bool,
+) -> Forward:
     probe = None if r is None else -r
     rows, dtype = q.shape[:3], accumulation_dtype(q.dtype)
-    ridge = None if ridge is _NO_RIDGE else _per_row(ridge, rows, dtype, q.device)
-    gate = _per_row(gate, rows, dtype, q.device)
+    ridge_rows = None if ridge is _NO_RIDGE else _per_row(ridge, rows, dtype, q.device)
+    gate_rows = _per_row(gate, rows, dtype, q.device)
     if backend == "reference":
-        _validation.check_values(q, k, ridge, layout)
-        o, lse = reference.attention(q, k, v, probe, ridge, gate, layout, options)
+        _validation.check_values(q, k, ridge_rows, layout)
+        o, lse = reference.attention(q, k, v, probe, ridge_rows, gate_rows, layout, options)
         nothing = torch.zeros_like(lse, requires_grad=False)
         return Forward(o, lse, q, q, nothing, nothing.to(torch.int32))
     attend = _autograd.attend if layout.seqlens_k is None else _library.forward  # a cache has no gradient
     value_dim, least = v.shape[-1], _backends.BACKENDS[backend].least_dim
-    q, k, v, probe = (_widened(t, least) for t in (q, k, v, probe))
-    out = attend(q, k, v, probe, ridge, gate, layout, options, backend, stats)
+    q, k, v, probe = _widened(q, least), _widened(k, least), _widened(v, least), _widened(probe, least)
+    out = attend(q, k, v, probe, ridge_rows, gate_rows, layout, options, backend, stats)
     return out if value_dim >= least else out._replace(o=out.o[..., :value_dim])
 
 
-def _widened(t: Tensor | None, least_dim: int) -> Tensor | None:
+def _widened(t: _T, least_dim: int) -> _T:
     """Zeros behind a last dimension that is smaller; they change no result."""
     return t if t is None or t.shape[-1] >= least_dim else pad(t, (0, least_dim - t.shape[-1]))
 
@@ -529,18 +597,22 @@ def _in_autocast(q: Tensor) -> bool:
     return q.device.type in _AUTOCAST and torch.is_autocast_enabled(q.device.type)
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(
+    q: Tensor, k: Tensor, v: Tensor, r: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Cast to the dtype of an enclosing autocast region, as scaled_dot_product_attention does."""
-    q = tensors[0]
     if isinstance(q, Tensor) and _in_autocast(q) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
-        return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
-    return tensors
+        return _cast(q, dtype), _cast(k, dtype), _cast(v, dtype), _cast(r, dtype)
+    return q, k, v, r
 
 
-def _cast_like(cache: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _cast(t: _T, dtype: torch.dtype) -> _T:
+    return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+
+def _cast_like(cache: Tensor, first: _T, second: Tensor | None) -> tuple[_T, Tensor | None]:
     """Under autocast the dtype of the cache decides; elsewhere operands are left as they are."""
-    q = tensors[0]
-    if isinstance(q, Tensor) and isinstance(cache, Tensor) and _in_autocast(q):
-        return tuple(t.to(cache.dtype) if isinstance(t, Tensor) else t for t in tensors)
-    return tensors
+    if isinstance(first, Tensor) and isinstance(cache, Tensor) and _in_autocast(first):
+        return first.to(cache.dtype), second.to(cache.dtype) if isinstance(second, Tensor) else second
+    return first, second

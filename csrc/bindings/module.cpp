@@ -12,7 +12,7 @@ using namespace flashlla;
 namespace {
 
 using Strides = std::array<int64_t, 3>;
-using Operand = std::tuple<uintptr_t, Strides, int>;     // data, (batch, row, head) strides, dtype
+using Operand = std::tuple<uintptr_t, Strides, int>;  // data, (batch, row, head) strides, dtype
 using RowOperand = std::tuple<uintptr_t, Strides>;
 using BlockTable = std::array<int64_t, 3>;  // data, row stride, page size
 
@@ -33,8 +33,8 @@ T* pointer(uintptr_t address) {
 
 Problem problem(const Operand& q, const Operand& k, const Operand& v, const std::optional<Operand>& probe,
                 const std::optional<RowOperand>& ridge, const RowOperand& gate, std::array<int, 4> sizes,
-                uintptr_t sequences, int64_t n_sequences, float scale, bool causal, int64_t window, int solver, float rtol,
-                int max_iters, bool stats, const std::optional<BlockTable>& block_table) {
+                uintptr_t sequences, int64_t n_sequences, float scale, bool causal, int64_t window, int solver,
+                float rtol, int max_iters, bool stats, const std::optional<BlockTable>& block_table) {
   Problem p;
   p.q = array(q);
   p.k = array(k);
@@ -76,31 +76,35 @@ PYBIND11_MODULE(_C, m) {
   const auto define_forward = [&m](const char* name, auto run) {
     m.def(name, [run](const std::string& isa, const Problem& p, uintptr_t o, uintptr_t lse, uintptr_t kbar, uintptr_t g,
                       uintptr_t residual, uintptr_t iterations, int64_t q_rows, int threads) {
-      const ForwardOut out{pointer<void>(o),        pointer<float>(lse),          pointer<float>(kbar), pointer<float>(g),
-                           pointer<float>(residual), pointer<int32_t>(iterations), q_rows};
+      const ForwardOut out{pointer<void>(o),
+                           pointer<float>(lse),
+                           pointer<float>(kbar),
+                           pointer<float>(g),
+                           pointer<float>(residual),
+                           pointer<int32_t>(iterations),
+                           q_rows};
       const py::gil_scoped_release release;
       run(select_kernels(isa), p, out, threads);
     });
   };
   define_forward("forward", &forward);
   define_forward("decode", &decode);
-  m.def("backward",
-        [](const std::string& isa, const Problem& p, const Operand& d_o, uintptr_t kbar, uintptr_t g, uintptr_t dq,
-           uintptr_t dk, uintptr_t dv, uintptr_t dprobe, uintptr_t dridge, uintptr_t dgate, int64_t q_rows, int64_t k_rows,
-           int threads) {
-          BackwardOut out{};
-          out.d_o = array(d_o);
-          out.kbar = pointer<const float>(kbar);
-          out.g = pointer<const float>(g);
-          out.dq = pointer<void>(dq);
-          out.dk = pointer<void>(dk);
-          out.dv = pointer<void>(dv);
-          out.dprobe = pointer<void>(dprobe);
-          out.dridge = pointer<float>(dridge);
-          out.dgate = pointer<float>(dgate);
-          out.q_rows = q_rows;
-          out.k_rows = k_rows;
-          const py::gil_scoped_release release;
-          backward(select_kernels(isa), p, out, threads);
-        });
+  m.def("backward", [](const std::string& isa, const Problem& p, const Operand& d_o, uintptr_t kbar, uintptr_t g,
+                       uintptr_t dq, uintptr_t dk, uintptr_t dv, uintptr_t dprobe, uintptr_t dridge, uintptr_t dgate,
+                       int64_t q_rows, int64_t k_rows, int threads) {
+    BackwardOut out{};
+    out.d_o = array(d_o);
+    out.kbar = pointer<const float>(kbar);
+    out.g = pointer<const float>(g);
+    out.dq = pointer<void>(dq);
+    out.dk = pointer<void>(dk);
+    out.dv = pointer<void>(dv);
+    out.dprobe = pointer<void>(dprobe);
+    out.dridge = pointer<float>(dridge);
+    out.dgate = pointer<float>(dgate);
+    out.q_rows = q_rows;
+    out.k_rows = k_rows;
+    const py::gil_scoped_release release;
+    backward(select_kernels(isa), p, out, threads);
+  });
 }

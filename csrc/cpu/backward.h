@@ -8,8 +8,8 @@
 
 static int64_t backward_scratch(const Problem& p, int64_t keys) {
   const int64_t row_arrays = kTileRows * (6 * pad_to_lane(p.dim) + pad_to_lane(p.value_dim)) + 256;
-  return rows_scratch(p, keys) + 2 * blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 2 * kBlockFloats + dual_scratch(p) +
-         solve_scratch(p);
+  return rows_scratch(p, keys) + 2 * blocks_of(keys + 2 * kPanel) * kBlockFloats + row_arrays + 2 * kBlockFloats +
+         dual_scratch(p) + solve_scratch(p);
 }
 
 struct Adjoint {
@@ -18,7 +18,8 @@ struct Adjoint {
   float *d_o, *kbar, *g, *f, *h, *dq;  // [n][pad]
   float *e, *c;                        // like rows.weights: do . v, and k . g
   float *u, *t;                        // scratch blocks
-  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows], gate_gradient[kTileRows], f_dot_g[kTileRows];
+  float e_mean[kTileRows], g_mean[kTileRows], f_mean[kTileRows], y_mean[kTileRows], gate_gradient[kTileRows],
+      f_dot_g[kTileRows];
 };
 
 FLASHLLA_INLINE float* block_of(const Adjoint& a, float* like_weights, const Block& b) {
@@ -114,8 +115,8 @@ static void solve_adjoint(const Problem& p, Adjoint& a, float* rhs, Scratch scra
 }
 
 // One row of a block: e becomes y; c, u, t become what dv, and dk through g and f, are products of.
-FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_row, float* c_row, Vec& y_sum, Vec& ec_sum,
-                             Vec& fg_sum) {
+FLASHLLA_INLINE void combine(const Adjoint& a, const Block& b, int i, float* e_row, float* c_row, Vec& y_sum,
+                             Vec& ec_sum, Vec& fg_sum) {
   const Rows& rows = a.rows;
   const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i], inv = rows.inv_sum[i];
   float *u_row = a.u + i * kKeyBlock, *t_row = a.t + i * kKeyBlock;
@@ -246,8 +247,7 @@ static void backward_tile(const Problem& p, const Keys& keys, const Tile& tile, 
   }
   accumulate_through_weights(p, a, row_operand, dk, dv);
   for (int i = 0; i < rows.n; ++i)
-    for (int d = 0; d < pad; ++d)
-      row_operand[i * pad + d] = rows.bad[i] ? 0.0f : rows.q[i * pad + d] * p.scale;
+    for (int d = 0; d < pad; ++d) row_operand[i * pad + d] = rows.bad[i] ? 0.0f : rows.q[i * pad + d] * p.scale;
   accumulate_through_logits(p, a, row_operand, dk);
   store_adjoint(p, a, out, dk, dv);
 }

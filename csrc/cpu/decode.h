@@ -164,8 +164,8 @@ FLASHLLA_INLINE void prefetch_row(const Array& a, int64_t offset, int dim) {
 // Calls visit(load_vector) with a function that loads kLane elements at an offset.
 template <class Visit>
 FLASHLLA_INLINE void with_dtype(const Array& a, Visit visit) {
-  const float* floats = static_cast<const float*>(a.data);
-  const uint16_t* halves = static_cast<const uint16_t*>(a.data);
+  const auto* floats = static_cast<const float*>(a.data);
+  const auto* halves = static_cast<const uint16_t*>(a.data);
   if (a.dtype == DType::f32)
     visit([floats](int64_t at) { return load(floats + at); });
   else if (a.dtype == DType::bf16)
@@ -224,11 +224,14 @@ static void load_keys(const Problem& p, const DecodeUnit& u, int64_t panel, floa
   Vec nothing = Vec{};  // or NaN
   if (rows.whole)
     with_dtype(p.k, [&](auto load_vector) {
-      transpose(kDecodePanel, pad, [&](int r, int c) {
-        const Vec x = load_vector(rows.offsets[r] + c);
-        nothing += x * 0.0f;
-        return x - load(u.shift + c);
-      }, store_key);
+      transpose(
+          kDecodePanel, pad,
+          [&](int r, int c) {
+            const Vec x = load_vector(rows.offsets[r] + c);
+            nothing += x * 0.0f;
+            return x - load(u.shift + c);
+          },
+          store_key);
     });
   if (rows.whole && !is_nan(nothing)) return;
   load_checked(u, panel, rows, block, broken);
@@ -413,8 +416,9 @@ static void decode_moments(const Problem& p, DecodeUnit& u, int64_t split, Scrat
     const float *kt = kt_of(u, pad, panel), *weights = weights_of(u, panel) + r * kDecodePanel;
     float roots[kDecodePanel];
     for (int j = 0; j < kDecodePanel; ++j) roots[j] = __builtin_sqrtf(weights[j]);
-    transpose(pad, kDecodePanel, [kt](int d, int j) { return load(kt + d * kDecodePanel + j); },
-              [&](int j, int d, Vec x) { store(block + j * pad + d, (x - load(kbar + d)) * roots[j]); });
+    transpose(
+        pad, kDecodePanel, [kt](int d, int j) { return load(kt + d * kDecodePanel + j); },
+        [&](int j, int d, Vec x) { store(block + j * pad + d, (x - load(kbar + d)) * roots[j]); });
     add_outer_products(block, block, kDecodePanel, p.dim, pad, matrix);
   }
 }

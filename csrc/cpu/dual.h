@@ -10,9 +10,9 @@
 struct Dual {
   bool row[kTileRows];  // solved in key space
   bool any;
-  int64_t begin;        // first key of c and u
+  int64_t begin;  // first key of c and u
   int stride;
-  float *c, *u;         // [kTileRows][stride]: (k - kbar) . g and (k - kbar) . f
+  float *c, *u;  // [kTileRows][stride]: (k - kbar) . g and (k - kbar) . f
   float f_dot_g[kTileRows];
 };
 

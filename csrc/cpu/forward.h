@@ -30,7 +30,8 @@ static void centred_products(const Rows& rows, const float* x, const float* kbar
 }
 
 // products = weight * (1 + gate c) in place of the centred products c
-FLASHLLA_INLINE void gated_weights(const Rows& rows, const Dual& dual, const Block& b, const float* mean, float* products) {
+FLASHLLA_INLINE void gated_weights(const Rows& rows, const Dual& dual, const Block& b, const float* mean,
+                                   float* products) {
   for (int i = 0; i < rows.n; ++i) {
     const float *w = b.weights + i * kKeyBlock, gate = rows.gate[i];
     float* row = products + i * kKeyBlock;

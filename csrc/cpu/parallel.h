@@ -101,7 +101,7 @@ void parallel_for(int64_t count, int threads, int64_t scratch_floats, Body body)
       const Buffer scratch(scratch_floats);
       for (int64_t task; (task = next.fetch_add(1)) < count;) body(task, scratch.get());
     } catch (...) {
-      const std::lock_guard<std::mutex> lock(failure_mutex);
+      const std::scoped_lock lock(failure_mutex);
       if (!failure) failure = std::current_exception();
       next = count;
     }
@@ -111,7 +111,7 @@ void parallel_for(int64_t count, int threads, int64_t scratch_floats, Body body)
   helpers.reserve(size_t(wanted > 0 ? wanted : 0));
   try {
     for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-  } catch (const std::system_error&) {
+  } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch): the others do the work
   }
   work();
   for (std::thread& helper : helpers) helper.join();

@@ -87,12 +87,12 @@ struct BackwardOut {
 // The keys and values that one unit of work shares, converted to float32, shifted by `shift` (keys) and padded
 // with zeros to whole panels. Non-finite rows are zeroed and counted in broken_before.
 struct Keys {
-  int64_t first = 0, count = 0;  // of the sequence
-  float* k = nullptr;             // [padded][dim_pad]
-  float* kt = nullptr;            // [padded / panel][dim][panel]
-  float* v = nullptr;             // [padded][value_pad]
-  float* vt = nullptr;            // [padded / panel][value_dim][panel]; backward only
-  float* shift = nullptr;         // [dim_pad]
+  int64_t first = 0, count = 0;      // of the sequence
+  float* k = nullptr;                // [padded][dim_pad]
+  float* kt = nullptr;               // [padded / panel][dim][panel]
+  float* v = nullptr;                // [padded][value_pad]
+  float* vt = nullptr;               // [padded / panel][value_dim][panel]; backward only
+  float* shift = nullptr;            // [dim_pad]
   int32_t* broken_before = nullptr;  // [count + 1]: non-finite keys or values before each key
 };
 
@@ -132,7 +132,7 @@ struct DecodeUnit {
   Range keys;      // that any row sees
   int64_t splits;  // of the keys
   DecodePhase phase = DecodePhase::open;
-  int64_t tasks = 1;  // of the phase
+  int64_t tasks = 1;    // of the phase
   int direct_row = -1;  // whose second moments are being formed
 
   Range seen[kTileRows];  // counted from keys.lo
@@ -143,14 +143,14 @@ struct DecodeUnit {
   float rr[kTileRows], goal[kTileRows], first_rr[kTileRows];
   float offset[kTileRows];  // kbar . operand
 
-  float* shift;                  // [dim_pad]
-  float *operand;                // [rows][dim_pad]: what the keys are multiplied with in this phase
-  float *kbar, *g, *residual;    // [rows][dim_pad]
-  float* kt;                     // [panel][dim_pad][keys of a panel]
-  float* weights;                // [panel][rows][keys of a panel], relative to the maximum of the split
+  float* shift;                // [dim_pad]
+  float* operand;              // [rows][dim_pad]: what the keys are multiplied with in this phase
+  float *kbar, *g, *residual;  // [rows][dim_pad]
+  float* kt;                   // [panel][dim_pad][keys of a panel]
+  float* weights;              // [panel][rows][keys of a panel], relative to the maximum of the split
   // Sums over a split: [split][rows](dim_pad | value_pad). A sum times `factor` is relative to the maximum of the row.
   float *factor, *broken, *sums, *images, *outputs;
-  float* second;                 // [split][dim][dim_pad]
+  float* second;  // [split][dim][dim_pad]
 };
 
 // One instruction set.

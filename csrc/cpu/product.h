@@ -53,10 +53,10 @@ template <int vectors, Into into>
 static void strip(int rows, int depth, Left a, const float* b, int64_t bk, float* c, int64_t ldc, const float* w,
                   const float* offset, const bool* skip) {
   int m = 0;
-#define FLASHLLA_ROWS(count)                                                                               \
-  for (; m + count <= rows; m += count) {                                                                  \
-    if (skip && skip[m / kMicroRows]) continue;                                                            \
-    micro<count, vectors, into>(depth, a.data + m * a.m_stride, a.m_stride, a.k_stride, b, bk, c + m * ldc, ldc, \
+#define FLASHLLA_ROWS(count)                                                                                      \
+  for (; m + (count) <= rows; m += (count)) {                                                                     \
+    if (skip && skip[m / kMicroRows]) continue;                                                                   \
+    micro<count, vectors, into>(depth, a.data + m * a.m_stride, a.m_stride, a.k_stride, b, bk, c + m * ldc, ldc,  \
                                 w + (into == Into::times ? m * ldc : 0), offset + (into == Into::times ? m : 0)); \
   }
   FLASHLLA_ROWS(6)
@@ -75,9 +75,9 @@ static void multiply(int rows, int cols, int depth, Left a, Right b, float* c, i
     const float* panel = b.data + (n / kPanel) * b.panel_stride;
     const int left = cols - n;
     int done = 0;
-#define FLASHLLA_COLS(vectors)                                                                               \
+#define FLASHLLA_COLS(vectors)                                                                              \
   for (; left - done >= (vectors) * kLane && done + (vectors) * kLane <= kPanel; done += (vectors) * kLane) \
-    strip<vectors, into>(rows, depth, a, panel + done, b.row_stride, c + n + done, ldc,                      \
+    strip<vectors, into>(rows, depth, a, panel + done, b.row_stride, c + n + done, ldc,                     \
                          into == Into::times ? w + n + done : nullptr, offset, skip);
     FLASHLLA_COLS(kPanelVectors)
     if (kPanelVectors > 2) FLASHLLA_COLS(2)

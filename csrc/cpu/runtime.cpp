@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kWorthAThread = 2e6;  // multiply-adds: below that a thread costs more than it brings
 constexpr int64_t kFirstUnitRows = 16;
-constexpr int64_t kChunkRows = 256;    // query rows whose dk and dv are summed into one accumulator, at least
+constexpr int64_t kChunkRows = 256;  // query rows whose dk and dv are summed into one accumulator, at least
 constexpr int64_t kMaxChunks = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -21,7 +21,7 @@ struct Unit {
   const Sequence* sequence;
   int kv_head;
   int64_t begin, end;
-  Range common;  // keys that all rows see
+  Range common;                        // keys that all rows see
   int64_t chunks = 1, chunk_rows = 0;  // backward: accumulators, and rows of each
   Keys keys;
   Buffer memory, accumulators;
@@ -72,12 +72,12 @@ Units make_units(const Problem& p) {
 
 // Packs the keys of a unit when the first of its tasks begins; other threads wait for it.
 void prepare(const Kernels& kernels, const Problem& p, Unit& unit, bool backward) {
-  const std::lock_guard<std::mutex> lock(unit.mutex);
+  const std::scoped_lock lock(unit.mutex);
   if (unit.memory.get()) return;
   const int64_t padded = pad_to(unit.keys.count, kernels.panel), dim = p.dim, value_dim = p.value_dim;
   const int64_t dim_pad = pad_to(dim, kernels.lane), value_pad = pad_to(value_dim, kernels.lane);
-  const int64_t sizes[] = {padded * dim_pad, padded * dim, padded * value_pad, backward ? padded * value_dim : 0,
-                           dim_pad, unit.keys.count + 1};
+  const int64_t sizes[] = {padded * dim_pad, padded * dim,       padded * value_pad, backward ? padded * value_dim : 0,
+                           dim_pad,          unit.keys.count + 1};
   int64_t total = 0;
   for (int64_t size : sizes) total += pad_to(size, 16);
   Buffer memory(total);
@@ -150,8 +150,8 @@ void forward(const Kernels& kernels, const Problem& p, const ForwardOut& out, in
         ++unit->unfinished;
       }
   }
-  parallel_for(int64_t(tasks.size()), useful_threads(p, units, threads, 8), kernels.forward_scratch(p, most_keys(units)),
-               [&](int64_t i, float* scratch) {
+  parallel_for(int64_t(tasks.size()), useful_threads(p, units, threads, 8),
+               kernels.forward_scratch(p, most_keys(units)), [&](int64_t i, float* scratch) {
                  const Task& task = tasks[size_t(i)];
                  prepare(kernels, p, *task.unit, false);
                  const Tile tile{task.unit->sequence, task.head, task.row, int(task.rows)};
@@ -218,7 +218,8 @@ void finish_group(const Kernels& kernels, const Problem& p, const Group& group, 
   }
 }
 
-void backward_chunk(const Kernels& kernels, const Problem& p, const Task& task, const BackwardOut& out, float* scratch) {
+void backward_chunk(const Kernels& kernels, const Problem& p, const Task& task, const BackwardOut& out,
+                    float* scratch) {
   const Unit& unit = *task.unit;
   const Accumulators a = accumulators_of(kernels, p, unit);
   float *dk = a.dk + task.chunk * a.dk_size, *dv = a.dv + task.chunk * a.dv_size;
@@ -254,8 +255,8 @@ void backward(const Kernels& kernels, const Problem& p, const BackwardOut& out, 
       ++group->unfinished;
     }
   }
-  parallel_for(int64_t(tasks.size()), useful_threads(p, units, threads, 16), kernels.backward_scratch(p, most_keys(units)),
-               [&](int64_t i, float* scratch) {
+  parallel_for(int64_t(tasks.size()), useful_threads(p, units, threads, 16),
+               kernels.backward_scratch(p, most_keys(units)), [&](int64_t i, float* scratch) {
                  const auto& [task, group] = tasks[size_t(i)];
                  prepare(kernels, p, *task.unit, true);
                  backward_chunk(kernels, p, task, out, scratch);
@@ -273,7 +274,7 @@ std::vector<Sequence> take_short_sequences(const Problem& p, std::vector<Sequenc
     const Range keys = visible(p, s, 0);  // of all rows, the first sees the fewest
     (keys.hi - keys.lo <= dual_limit(p) ? few : many).push_back(s);
   }
-  sequences = many;
+  sequences = std::move(many);
   return few;
 }
 

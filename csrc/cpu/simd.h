@@ -118,7 +118,7 @@ FLASHLLA_INLINE float from_f16(uint16_t h) {
 }
 FLASHLLA_INLINE uint16_t to_f16(float f) {
   const uint32_t u = float_to_bits(f), magnitude = u & 0x7fffffffu;
-  const uint16_t sign = uint16_t((u >> 16) & 0x8000u);
+  const auto sign = uint16_t((u >> 16) & 0x8000u);
   if (magnitude > 0x7f800000u) return sign | 0x7e00u;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to infinity
   if (magnitude < 0x38800000u) {                        // subnormal: count units of 2^-24, ties to even
@@ -168,7 +168,7 @@ static void store_row(const float* row, int dim, DType dtype, void* out, int64_t
     __builtin_memcpy(static_cast<float*>(out) + offset, row, size_t(dim) * 4);
     return;
   }
-  uint16_t* to = static_cast<uint16_t*>(out) + offset;
+  auto* to = static_cast<uint16_t*>(out) + offset;
   if (dtype == DType::bf16) {
     for (int i = 0; i < dim; ++i) to[i] = to_bf16(row[i]);
   } else {

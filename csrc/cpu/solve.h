@@ -27,7 +27,8 @@ static void apply(const System& system, const float* x, float* out, const bool* 
   }
   for (int i = 0; i < n * pad; i += kLane) store(out + i, Vec{});
   for_blocks(rows, [&](const Block& b) {
-    multiply<Into::times>(n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, system.block, kKeyBlock, b.weights, mean, skip);
+    multiply<Into::times>(n, b.cols, rows.problem->dim, {x, pad, 1}, b.kt, system.block, kKeyBlock, b.weights, mean,
+                          skip);
     multiply<Into::add>(n, pad, b.cols, {system.block, kKeyBlock, 1}, b.k, out, pad, nullptr, nullptr, skip);
     for (int i = 0; i < n; ++i) {
       if (skip && skip[i / kMicroRows]) continue;
@@ -178,8 +179,8 @@ static void solve_moments(float* matrix, float inv_sum, float ridge, int dim, in
 }
 
 // Rows of `to`: keys less `centre`; of `scaled`: the same times their weights.
-FLASHLLA_INLINE void centre_keys(const float* k, const float* centre, const float* weights, int count, int pad, float* to,
-                                 float* scaled) {
+FLASHLLA_INLINE void centre_keys(const float* k, const float* centre, const float* weights, int count, int pad,
+                                 float* to, float* scaled) {
   for (int j = 0; j < count; ++j)
     for (int d = 0; d < pad; d += kLane) {
       const Vec x = load(k + j * pad + d) - load(centre + d);
@@ -200,8 +201,8 @@ static void direct(const System& system, const float* b, const bool* done, float
     for_blocks(rows, [&](const Block& block) {
       for (int start = 0; start < block.cols; start += depth) {
         const int count = block.cols - start < depth ? block.cols - start : depth;
-        centre_keys(block.k.data + int64_t(start) * pad, system.kbar + i * pad, block.weights + i * kKeyBlock + start, count,
-                    pad, centred, scaled);
+        centre_keys(block.k.data + int64_t(start) * pad, system.kbar + i * pad, block.weights + i * kKeyBlock + start,
+                    count, pad, centred, scaled);
         add_outer_products(scaled, centred, count, dim, pad, matrix);
       }
     });

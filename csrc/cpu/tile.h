@@ -30,18 +30,18 @@ struct Rows {
   int64_t key_begin, key_end;            // of all rows, whole panels
   bool bad[kTileRows];                   // reads something that is not finite
   float gate[kTileRows], ridge[kTileRows];
-  float inv_sum[kTileRows];              // 1 / sum of the weights; 0 where nothing is visible
-  float lse[kTileRows];                  // of the shifted logits, in base 2
-  float* q;                              // [n][dim_pad]
-  float* weights;                        // blocks of [kTileRows][kKeyBlock], relative to the row maximum
+  float inv_sum[kTileRows];  // 1 / sum of the weights; 0 where nothing is visible
+  float lse[kTileRows];      // of the shifted logits, in base 2
+  float* q;                  // [n][dim_pad]
+  float* weights;            // blocks of [kTileRows][kKeyBlock], relative to the row maximum
 };
 
 // A run of keys inside one block: columns of the block, and where their operands lie.
 struct Block {
   float* weights;
-  int64_t key;   // first key
-  int offset;    // of the first column in the block
-  int cols;      // whole panels
+  int64_t key;  // first key
+  int offset;   // of the first column in the block
+  int cols;     // whole panels
   Right kt, k, v, vt;
 };
 

@@ -13,9 +13,9 @@ struct Given {
   static constexpr bool kBf16 = bf16, kAligned = aligned, kProbe = probe;
   static constexpr int kPad = pad, kStages = stages, kRows = 16, kWarps = 4, kThreads = kWarps * kWarp;
   static constexpr int kBlocks = pad > 128 ? 1 : 3;  // a multiprocessor has room for, by registers
-  static constexpr int kSums = probe ? 2 : 1;      // sum w v, sum w c v
-  static constexpr int kColumns = pad / kWarps;    // of the values, a warp
-  static constexpr int kPairs = kColumns / 16;      // pairs of products, 16 columns
+  static constexpr int kSums = probe ? 2 : 1;        // sum w v, sum w c v
+  static constexpr int kColumns = pad / kWarps;      // of the values, a warp
+  static constexpr int kPairs = kColumns / 16;       // pairs of products, 16 columns
   static constexpr int kRowState = 4 + kSums * pad, kState = kRows * kRowState;  // of a row: m, l, t, c0, sums
   static constexpr int kWeightPitch = kBlock + 4;
   static constexpr int kTileHalves = kTileBytes<pad> / 2, kStageBytes = 2 * kTileBytes<pad>;
@@ -26,11 +26,11 @@ struct Given {
 template <class S>
 struct Memory {
   uint16_t *stages, *q, *g;
-  float *weights, *slopes;        // [row][key]: w, w c
-  float *tops, *sums, *moments;   // [warp][row]: of m, l, t
-  float* first;                   // c0 of each row
-  int *begin, *end, *splits;      // of each row: its keys in this split, the number of its splits
-  int *broken, *flag;             // of each key: whether its value is not finite
+  float *weights, *slopes;       // [row][key]: w, w c
+  float *tops, *sums, *moments;  // [warp][row]: of m, l, t
+  float* first;                  // c0 of each row
+  int *begin, *end, *splits;     // of each row: its keys in this split, the number of its splits
+  int *broken, *flag;            // of each key: whether its value is not finite
 
   FLASHLLA_DEVICE explicit Memory(char* memory) : stages(reinterpret_cast<uint16_t*>(memory)) {
     q = stages + S::kStages * S::kStageBytes / 2;
@@ -124,9 +124,9 @@ FLASHLLA_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 // lane % 4 * 2 + e % 2.
 template <class S>
 struct State {
-  float value[S::kPairs][2][4] = {}, slope[S::kPairs][2][4] = {};  // sum w v, sum w c v: even and odd columns
+  float value[S::kPairs][2][4] = {}, slope[S::kPairs][2][4] = {};        // sum w v, sum w c v: even and odd columns
   float m[2] = {-infinity(), -infinity()}, sum[2] = {}, moment[2] = {};  // this lane's share of l and t
-  float logit[2][4], product[2][4];  // of this warp's 16 keys of the block
+  float logit[2][4], product[2][4];                                      // of this warp's 16 keys of the block
 
   // q . k and g . k
   FLASHLLA_DEVICE void multiply_keys(const Memory<S>& memory, const uint16_t* keys) {

@@ -343,8 +343,8 @@ struct Products {
     }
   }
 
-  // The products of block n. Of few keys there are three: in the second and the third, on either side, what the rounding
-  // left out takes the place of what it did not.
+  // The products of block n. Of few keys there are three: in the second and the third, on either side, what the
+  // rounding left out takes the place of what it did not.
   FLASHLLA_DEVICE void consume(const Sweep<S>& memory, int n, int count, bool few, int slab) {
     const uint16_t *u = memory.u(n), *z = memory.z(n), *u_rest = memory.keys(n), *z_rest = memory.values(n);
     scale(memory.factors(n));
@@ -485,7 +485,7 @@ struct Merge {
     const WarpTiles<S> tiles;
     const int lane = thread_index() % kWarp, r = (slab * S::kRowTiles + tiles.row) * kTile + lane / 4;
     const int d = min_of(thread_index(), S::kPad - 1);  // no block has fewer threads
-    const bool mine = !produces<S>();  // the tiles are those of the threads that have made them
+    const bool mine = !produces<S>();                   // the tiles are those of the threads that have made them
     float sum[S::kSquare][2][4] = {};
     for (int split = 0; split < states.splits; ++split) {
       Float4 tile[2 * S::kSquare];
@@ -627,8 +627,7 @@ FLASHLLA_DEVICE void decode_solved(const Problem& p) {
 }  // namespace flashlla
 
 #if defined(FLASHLLA_PAD)
-using Shape =
-    flashlla::Solved<FLASHLLA_BF16, FLASHLLA_PAD, FLASHLLA_ALIGNED, FLASHLLA_STAGES, FLASHLLA_BUFFERS>;
+using Shape = flashlla::Solved<FLASHLLA_BF16, FLASHLLA_PAD, FLASHLLA_ALIGNED, FLASHLLA_STAGES, FLASHLLA_BUFFERS>;
 FLASHLLA_KERNEL(Shape::kThreads, Shape::kBlocks) lla_decode_solved_kernel(const flashlla::Problem p) {
   flashlla::decode_solved<Shape>(p);
 }

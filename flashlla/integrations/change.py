@@ -84,6 +84,6 @@ def _started(part: nn.Module, device: torch.device) -> nn.Module:
     """A part that was made on "meta", with its initial values on ``device``."""
     part = part.to_empty(device=device)
     for module in part.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
     return part

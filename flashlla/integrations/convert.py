@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -71,8 +71,13 @@ def convert(
         NotImplementedError: attention that cannot be converted: add_bias_kv, add_zero_attn, subclasses.
             Whatever is raised, the model is as it was.
     """
-    options = {"ridge": ridge, "ridge_init": ridge_init, "gate": gate, "gate_init": gate_init}
-    target = Target.of(to, options, convert.__kwdefaults__)
+    options: dict[str, Any] = {
+        "ridge": ridge,
+        "ridge_init": ridge_init,
+        "gate": gate,
+        "gate_init": gate_init,
+    }
+    target = Target.of(to, options, convert.__kwdefaults__ or {})
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if _is_instance(model, *_TRANSFORMERS):
@@ -146,7 +151,7 @@ def _plan(found: _Found, target: Target) -> Iterator[Change]:
             yield own_modules.change_model(name, model, target)
 
 
-def _has_any(module: nn.Module, members: dict[str, nn.Module]) -> bool:
+def _has_any(module: nn.Module, members: Mapping[str, nn.Module]) -> bool:
     ids = {id(member) for member in members.values()}
     return any(id(inner) in ids for inner in module.modules())
 

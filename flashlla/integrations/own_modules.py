@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -38,7 +38,8 @@ def change_layer(layer: SoftmaxAttention, target: Target) -> Change:
 
 def names_softmax(model: nn.Module) -> bool:
     """Whether the configuration of a model of :mod:`flashlla.models` has softmax attention in it."""
-    return any(mixer == "softmax" for mixer, _ in model.config.mixers)
+    config: Any = model.config
+    return any(mixer == "softmax" for mixer, _ in config.mixers)
 
 
 def change_model(name: str, model: nn.Module, target: Target) -> Change:

@@ -27,7 +27,7 @@ class Settings(NamedTuple):
             TypeError, ValueError: values that :func:`flashlla.lla_attention` does not take.
             NotImplementedError: a converted model, whose layers have ridges or probes of their own.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for config in reversed(configs):
             if getattr(config, "lla_conversion", None) is not None:
                 raise NotImplementedError(

@@ -5,7 +5,8 @@ One base class does everything that the three layers share; each adds what its m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ class _Attention(nn.Module):
     and keyword options (``_options``).
     """
 
-    _dense = _varlen = _with_kvcache = None
+    _dense: ClassVar[Callable[..., Tensor]]
+    _varlen: ClassVar[Callable[..., Tensor]]
+    _with_kvcache: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class _Attention(nn.Module):
         self.head_dim, self.value_dim = head_dim, value_dim
         self.rotary, self.rope_base = rotary, rope_base
         self.causal, self.window_size, self.backend = causal, window_size, backend
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias, **factory)
         self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias, **factory)
         self.v_proj = nn.Linear(dim, kv_heads * value_dim, bias=bias, **factory)
@@ -138,7 +141,8 @@ class _Attention(nn.Module):
             out = self._varlen(*queries, k, v, cu_seqlens, **options)
         else:
             out = self._dense(*queries, k, v, **options)
-        return self.out_proj(out.flatten(-2).to(self.out_proj.weight.dtype))
+        projected: Tensor = self.out_proj(out.flatten(-2).to(self.out_proj.weight.dtype))
+        return projected
 
     def make_cache(
         self,
@@ -188,15 +192,22 @@ class _Attention(nn.Module):
     def _heads(self, projected: Tensor, norm: nn.Module) -> Tensor:
         """Queries or keys by head, normalised in the dtype of the weights: autocast lowers products only."""
         heads = projected.unflatten(-1, (projected.shape[-1] // self.head_dim, self.head_dim))
-        return norm(heads.to(self.q_proj.weight.dtype))
+        normed: Tensor = norm(heads.to(self.q_proj.weight.dtype))
+        return normed
 
     def _more_queries(self, x: Tensor, turn: Rotation | None) -> tuple[Tensor, ...]:
         return ()
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return {}
 
-    def _over_cache(self, operands, cache: Cache, lengths: Sequence[int] | None, options: dict) -> Tensor:
+    def _over_cache(
+        self,
+        operands: Sequence[Tensor],
+        cache: Cache,
+        lengths: Sequence[int] | None,
+        options: dict[str, Any],
+    ) -> Tensor:
         """Attention of the new rows over the cache, which takes them in; in pieces if it has to be."""
         rows = operands[0].shape[1]
         step = cache.most_rows or max(rows, 1)
@@ -212,7 +223,9 @@ class _Attention(nn.Module):
             cache.advance(new, counts)
         return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 
-    def _positions(self, x, context, cache, cu_seqlens) -> tuple[Tensor, Tensor]:
+    def _positions(
+        self, x: Tensor, context: Tensor | None, cache: Cache | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Positions of the queries and of the new keys."""
         if cu_seqlens is not None:
             positions = packed_positions(cu_seqlens, x.shape[0])
@@ -225,7 +238,14 @@ class _Attention(nn.Module):
         behind = context.shape[1] - x.shape[1] if self.causal else 0
         return positions + behind, torch.arange(context.shape[1], device=x.device)
 
-    def _check_inputs(self, x, context, cache, lengths, cu_seqlens) -> None:
+    def _check_inputs(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        cache: Cache | None,
+        lengths: Sequence[int] | None,
+        cu_seqlens: Tensor | None,
+    ) -> None:
         given = [
             n
             for n, a in (("context", context), ("cache", cache), ("cu_seqlens", cu_seqlens))
@@ -336,7 +356,7 @@ class LocalLinearAttention(SolvesForProbe, _Attention):
         solver: str = "auto",
         rtol: float | None = None,
         max_iters: int | None = None,
-        **common,
+        **common: Any,
     ):
         super().__init__(dim, heads, **common)
         check_solver(solver, rtol, max_iters)
@@ -368,10 +388,16 @@ class ParallaxAttention(_Attention):
     _with_kvcache = staticmethod(functional.parallax_attention_with_kvcache)
 
     def __init__(
-        self, dim: int, heads: int, *, gate: str | float | None = None, gate_init: float = 1.0, **common
+        self,
+        dim: int,
+        heads: int,
+        *,
+        gate: str | float | None = None,
+        gate_init: float = 1.0,
+        **common: Any,
     ):
         super().__init__(dim, heads, **common)
-        factory = {"device": common.get("device"), "dtype": common.get("dtype")}
+        factory: dict[str, Any] = {"device": common.get("device"), "dtype": common.get("dtype")}
         self.gate = Gate(gate, gate_init, heads, **factory)
         self.r_proj = nn.Linear(dim, heads * self.head_dim, bias=common.get("bias", False), **factory)
         normed = isinstance(self.q_norm, nn.RMSNorm)
@@ -383,5 +409,5 @@ class ParallaxAttention(_Attention):
         r = r if turn is None else rotate(r, turn)
         return (r * self.r_scale[:, None],)
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return {"gate": self.gate()}

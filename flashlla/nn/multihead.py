@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ class _MultiheadAttention(nn.MultiheadAttention):
     It may add queries that stand behind q (``_more_queries``) and keyword options (``_options``).
     """
 
-    _dense = _varlen = None
+    _dense: ClassVar[Callable[..., Tensor]]
+    _varlen: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -138,19 +140,28 @@ class _MultiheadAttention(nn.MultiheadAttention):
             return out[0], None
         return (out if self.batch_first else out.transpose(0, 1)), None
 
-    def _project(self, query, key, value, self_attention: bool) -> tuple[Tensor, ...]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor, self_attention: bool) -> tuple[Tensor, ...]:
         """Heads of q, k and v: ``[N, length, heads, head_dim]``."""
+        projected: Iterable[Tensor]
         if self_attention and self.in_proj_weight is not None:
             projected = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            weights: tuple[Tensor, ...] = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             if self.in_proj_weight is not None:
                 weights = self.in_proj_weight.chunk(3)
             biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
             projected = map(F.linear, (query, key, value), weights, biases)
         return tuple(t.unflatten(-1, (self.num_heads, self.head_dim)) for t in projected)
 
-    def _attend_valid(self, queries, k: Tensor, v: Tensor, valid: Tensor, causal: bool, options) -> Tensor:
+    def _attend_valid(
+        self,
+        queries: tuple[Tensor, ...],
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor,
+        causal: bool,
+        options: dict[str, Any],
+    ) -> Tensor:
         """Attention to the valid keys only, packed; causal queries are packed like the keys."""
         q, keys = queries[0], _Packed(valid, F.pad(valid.sum(1).cumsum(0), (1, 0)))
         everything = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
@@ -171,7 +182,7 @@ class _MultiheadAttention(nn.MultiheadAttention):
     def _more_queries(self, query: Tensor) -> tuple[Tensor, ...]:
         return ()
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return {}
 
     def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -228,7 +239,7 @@ class MultiheadAttention(SolvesForProbe, _MultiheadAttention):
         self,
         embed_dim: int,
         num_heads: int,
-        *common,
+        *common: Any,
         ridge: str | float = 1.0,
         ridge_init: float = 1.0,
         gate: str | float | None = None,
@@ -236,11 +247,11 @@ class MultiheadAttention(SolvesForProbe, _MultiheadAttention):
         solver: str = "auto",
         rtol: float | None = None,
         max_iters: int | None = None,
-        **more_common,
+        **more_common: Any,
     ):
         check_solver(solver, rtol, max_iters)
         super().__init__(embed_dim, num_heads, *common, **more_common)
-        factory = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
+        factory: dict[str, Any] = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
         self.ridge = Ridge(ridge, ridge_init, num_heads, **factory)
         self.gate = Gate(gate, gate_init, num_heads, **factory)
         self.solver, self.rtol, self.max_iters = solver, rtol, max_iters
@@ -269,13 +280,13 @@ class ParallaxMultiheadAttention(_MultiheadAttention):
         self,
         embed_dim: int,
         num_heads: int,
-        *common,
+        *common: Any,
         gate: str | float | None = None,
         gate_init: float = 1.0,
-        **more_common,
+        **more_common: Any,
     ):
         super().__init__(embed_dim, num_heads, *common, **more_common)
-        factory = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
+        factory: dict[str, Any] = {"device": self.out_proj.weight.device, "dtype": self.out_proj.weight.dtype}
         self.gate = Gate(gate, gate_init, num_heads, **factory)
         self.r_proj = nn.Linear(embed_dim, embed_dim, bias=self.in_proj_bias is not None, **factory)
         self.r_scale = nn.Parameter(torch.zeros(num_heads, **factory))
@@ -284,7 +295,7 @@ class ParallaxMultiheadAttention(_MultiheadAttention):
         r = self.r_proj(query).unflatten(-1, (self.num_heads, self.head_dim))
         return ((r * self.r_scale[:, None]).to(r.dtype),)  # autocast lowers r and not its scale
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return {"gate": self.gate()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,17 @@ class _PerHead(nn.Module):
     A fixed one has no entry in the state dict.
     """
 
-    def __init__(self, name: str, value: str | float, init: float, heads: int, device, dtype):
+    raw: nn.Parameter  # None where the number is fixed
+
+    def __init__(
+        self,
+        name: str,
+        value: str | float,
+        init: float,
+        heads: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ):
         super().__init__()
         if isinstance(value, str) and value != "learned":
             raise ValueError(f"{name}={value!r} is unknown; pass 'learned' or a float")
@@ -25,8 +36,11 @@ class _PerHead(nn.Module):
         self.register_parameter("raw", raw)
         self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        raise NotImplementedError
+
     @staticmethod
-    def check(name: str, value: float) -> float:
+    def check(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a float, got {type(value).__name__}")
         if not math.isfinite(value):
@@ -40,14 +54,22 @@ class _PerHead(nn.Module):
 class Ridge(_PerHead):
     """``softplus(raw)`` if learned: always positive, in float32 or better."""
 
-    def __init__(self, value: str | float, init: float, heads: int, device=None, dtype=None):
+    def __init__(
+        self,
+        value: str | float,
+        init: float,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__("ridge", value, init, heads, device, dtype)
 
     @staticmethod
-    def check(name: str, value: float) -> float:
-        if _PerHead.check(name, value) <= 0:
+    def check(name: str, value: object) -> float:
+        number = _PerHead.check(name, value)
+        if number <= 0:
             raise ValueError(f"{name}={value} must be greater than 0; a large value gives softmax attention")
-        return float(value)
+        return number
 
     def reset_parameters(self) -> None:
         if self.raw is not None:
@@ -56,7 +78,7 @@ class Ridge(_PerHead):
             )  # softplus(raw) == init
 
     def forward(self) -> float | Tensor:
-        if self.raw is None:
+        if self.value is not None:
             return self.value
         return F.softplus(self.raw.to(torch.promote_types(self.raw.dtype, torch.float32)))
 
@@ -64,7 +86,14 @@ class Ridge(_PerHead):
 class Gate(_PerHead):
     """``raw`` itself if learned: any real number, 0 is softmax attention exactly."""
 
-    def __init__(self, value: str | float | None, init: float, heads: int, device=None, dtype=None):
+    def __init__(
+        self,
+        value: str | float | None,
+        init: float,
+        heads: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__("gate", 1.0 if value is None else value, init, heads, device, dtype)
 
     def reset_parameters(self) -> None:
@@ -72,13 +101,19 @@ class Gate(_PerHead):
             nn.init.constant_(self.raw, self.init)
 
     def forward(self) -> float | Tensor:
-        return self.value if self.raw is None else self.raw
+        return self.raw if self.value is None else self.value
 
 
 class SolvesForProbe:
     """A layer with a ``ridge``, a ``gate`` and the options of a solver: what its functions take of these."""
 
-    def _options(self) -> dict:
+    ridge: Ridge
+    gate: Gate
+    solver: str
+    rtol: float | None
+    max_iters: int | None
+
+    def _options(self) -> dict[str, Any]:
         return {
             "ridge": self.ridge(),
             "gate": self.gate(),

@@ -36,6 +36,17 @@ FIRST_TILE_ROWS = 16
 SHIFT_KEYS = 256  # a mean of so many keys is as good as one of all
 
 
+class _Operands(NamedTuple):
+    """The operands of one piece, ``[batch, rows, heads, ...]``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    probe: Tensor | None
+    ridge: Tensor | None
+    gate: Tensor
+
+
 class _Tile(NamedTuple):
     """A tile of rows with the keys that it sees; ``m`` counts the rows of all heads of a group.
 
@@ -75,9 +86,9 @@ def forward(
     k, v, layout = contiguous_cache(k, v, layout)
     out = _allocate(q, v)
     for piece in sequences(layout, q, k):
-        operands = _piece(piece, q, k, v, probe, ridge, gate)
+        operands = _piece(piece, _Operands(q, k, v, probe, ridge, gate))
         views = Forward(*(t[piece.batch, piece.q_rows] for t in out))
-        for tile in _tiles(*operands, options):
+        for tile in _tiles(operands, options):
             _forward_tile(tile, views, options, stats)
     return out
 
@@ -110,15 +121,17 @@ def backward(
         dgate=zeros(gate),
     )
     for piece in sequences(layout, q, k):
-        operands = _piece(piece, q, k, v, probe, ridge, gate)
+        operands = _piece(piece, _Operands(q, k, v, probe, ridge, gate))
         rows, keys = (piece.batch, piece.q_rows), (piece.batch, piece.k_rows)
         views = Gradients(
-            *(
-                None if t is None else t[keys if name in ("dk", "dv") else rows]
-                for name, t in grads._asdict().items()
-            )
+            dq=grads.dq[rows],
+            dk=grads.dk[keys],
+            dv=grads.dv[keys],
+            dprobe=None if grads.dprobe is None else grads.dprobe[rows],
+            dridge=None if grads.dridge is None else grads.dridge[rows],
+            dgate=None if grads.dgate is None else grads.dgate[rows],
         )
-        for tile in _tiles(*operands, options):
+        for tile in _tiles(operands, options):
             _backward_tile(tile, do[rows], kbar[rows], g[rows], views, options)
     casts = {"dq": q, "dk": k, "dv": v, "dprobe": q}
     return grads._replace(
@@ -147,9 +160,17 @@ def _allocate(q: Tensor, v: Tensor) -> Forward:
     )
 
 
-def _piece(piece: Sequence, q, k, v, probe, ridge, gate) -> tuple[Tensor | None, ...]:
+def _piece(piece: Sequence, operands: _Operands) -> _Operands:
     rows, keys = (piece.batch, piece.q_rows), (piece.batch, piece.k_rows)
-    return q[rows], k[keys], v[keys], *(None if t is None else t[rows] for t in (probe, ridge, gate))
+    q, k, v, probe, ridge, gate = operands
+    return _Operands(
+        q=q[rows],
+        k=k[keys],
+        v=v[keys],
+        probe=None if probe is None else probe[rows],
+        ridge=None if ridge is None else ridge[rows],
+        gate=gate[rows],
+    )
 
 
 def _rows_first(t: Tensor, kv_heads: int) -> Tensor:
@@ -162,8 +183,9 @@ def _rows_back(t: Tensor, rows: slice) -> Tensor:
     return rearrange(t, "b h (g t) ... -> b t (h g) ...", t=rows.stop - rows.start)
 
 
-def _tiles(q, k, v, probe, ridge, gate, options: Options) -> Iterator[_Tile]:
-    q_len, kv_len, window = q.shape[1], k.shape[1], options.window_size
+def _tiles(operands: _Operands, options: Options) -> Iterator[_Tile]:
+    q = operands.q
+    q_len, kv_len, window = q.shape[1], operands.k.shape[1], options.window_size
     lo, hi = visible_range(q_len, kv_len, options.causal, window, q.device)
     bounds = list(zip(lo.tolist(), hi.tolist(), strict=True))
     stop = 0
@@ -176,17 +198,23 @@ def _tiles(q, k, v, probe, ridge, gate, options: Options) -> Iterator[_Tile]:
         if keys.start < keys.stop and q.shape[0]:
             first_seen = next(i for i in range(start, stop) if bounds[i][1] > bounds[i][0])
             common = slice(bounds[stop - 1][0], bounds[first_seen][1])
-            yield _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, common, lo[rows], hi[rows])
+            yield _load_tile(operands, options.scale, rows, keys, common, lo[rows], hi[rows])
 
 
-def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, common, lo, hi) -> _Tile:
-    dtype, kv_heads = accumulation_dtype(q.dtype), k.shape[2]
-    group = q.shape[2] // kv_heads
+def _load_tile(
+    operands: _Operands, scale: float, rows: slice, keys: slice, common: slice, lo: Tensor, hi: Tensor
+) -> _Tile:
+    dtype, kv_heads = accumulation_dtype(operands.q.dtype), operands.k.shape[2]
+    group = operands.q.shape[2] // kv_heads
+
+    def own_rows(t: Tensor) -> Tensor:
+        return _rows_first(t[:, rows], kv_heads).to(dtype)
+
     lo, hi = ((t - keys.start).repeat(group) for t in (lo, hi))
-    q, probe, ridge, gate = (
-        None if t is None else _rows_first(t[:, rows], kv_heads).to(dtype) for t in (q, probe, ridge, gate)
-    )
-    k, v = (rearrange(t[:, keys], "b s h d -> b h s d").to(dtype) for t in (k, v))
+    q, gate = own_rows(operands.q), own_rows(operands.gate)
+    probe = None if operands.probe is None else own_rows(operands.probe)
+    ridge = None if operands.ridge is None else own_rows(operands.ridge)
+    k, v = (rearrange(t[:, keys], "b s h d -> b h s d").to(dtype) for t in (operands.k, operands.v))
     k, v, bad = _sanitise(k, v, lo, hi)
     for t in (q, probe, gate[..., None]):
         if t is not None:
@@ -197,7 +225,7 @@ def _load_tile(q, k, v, probe, ridge, gate, options, rows, keys, common, lo, hi)
     last = slice(max(common.start, common.stop - SHIFT_KEYS) - keys.start, common.stop - keys.start)
     shift = k[..., last, :].mean(-2, keepdim=True)
     k = k - shift
-    p, lse = _weights(q, k, shift, options.scale, lo, hi)
+    p, lse = _weights(q, k, shift, scale, lo, hi)
     return _Tile(rows, keys, q, shift, k, v, probe, ridge, gate, p, lse, lo, hi, bad)
 
 
@@ -227,22 +255,20 @@ def _weights(
     return w / total.clamp(min=torch.finfo(w.dtype).tiny), lse
 
 
-def _matvec(tile: _Tile, kbar: Tensor, x: Tensor) -> Tensor:
+def _matvec(tile: _Tile, ridge: Tensor, kbar: Tensor, x: Tensor) -> Tensor:
     """``(Cov + ridge I) x`` for every row, with no covariance formed; centred before and after weighting."""
     t = tile.p * (x @ tile.k.mT - (kbar * x).sum(-1, keepdim=True))
-    return t @ tile.k - kbar * t.sum(-1, keepdim=True) + tile.ridge[..., None] * x
+    return t @ tile.k - kbar * t.sum(-1, keepdim=True) + ridge[..., None] * x
 
 
-def _solve(tile: _Tile, kbar: Tensor, b: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+def _solve(tile: _Tile, ridge: Tensor, kbar: Tensor, b: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Probe (or its adjoint) of every row, and the iterations that it took."""
     limit = solver.iteration_limit(options.solver, b.shape[-1], options.max_iters)
     x, iterations, converged = solver.conjugate_gradients(
-        lambda y: _matvec(tile, kbar, y), b, options.rtol, limit, may_give_up=options.solver == "auto"
+        lambda y: _matvec(tile, ridge, kbar, y), b, options.rtol, limit, may_give_up=options.solver == "auto"
     )
     if options.solver != "cg" and not converged.all():
-        x = torch.where(
-            converged[..., None], x, solver.direct(solver.covariance(tile.p, tile.k), tile.ridge, b)
-        )
+        x = torch.where(converged[..., None], x, solver.direct(solver.covariance(tile.p, tile.k), ridge, b))
     return x, iterations
 
 
@@ -267,18 +293,18 @@ def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool) -> N
     # Rounded weights sum to 1 only nearly; the rest would count times the distance of kbar from the shift.
     kbar = tile.p @ tile.k / tile.p.sum(-1, keepdim=True).clamp(min=torch.finfo(tile.p.dtype).tiny)
     weights = tile.p
-    g, c = tile.probe, None
-    if tile.ridge is not None:
-        system = dual.key_space(tile.p, tile.k, kbar, tile.ridge, tile.lo, tile.hi)
+    g, ridge = tile.probe, tile.ridge
+    if ridge is not None:
+        system = dual.key_space(tile.p, tile.k, kbar, ridge, tile.lo, tile.hi)
         b = _right_hand_side(tile, kbar)
-        g, iterations = _solve(tile, kbar, _without(b, system), options)
+        g, iterations = _solve(tile, ridge, kbar, _without(b, system), options)
         c = _centred(tile, kbar, g)
         if system is not None:
             g, c = dual.insert_probe(system, dual.solve_probe(system, b), b, g, c)
         out.iterations[:, rows] = _rows_back(iterations, rows)
         if stats:
             norm = b.norm(dim=-1)
-            residual = (b - _matvec(tile, kbar, g)).norm(dim=-1) / norm.clamp(
+            residual = (b - _matvec(tile, ridge, kbar, g)).norm(dim=-1) / norm.clamp(
                 min=torch.finfo(norm.dtype).tiny
             )
             out.residual[:, rows] = _rows_back(residual, rows)
@@ -293,7 +319,9 @@ def _forward_tile(tile: _Tile, out: Forward, options: Options, stats: bool) -> N
     out.kbar[:, rows] = _rows_back(kbar, rows)
 
 
-def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options) -> None:
+def _backward_tile(
+    tile: _Tile, do: Tensor, kbar: Tensor, g: Tensor, grads: Gradients, options: Options
+) -> None:
     """The formulas of ``reference.attention_backward`` on one tile."""
     rows, kv_heads = tile.rows, tile.k.shape[1]
     do, kbar, g = (_rows_first(t[:, rows], kv_heads).to(tile.q.dtype) for t in (do, kbar, g))
@@ -307,17 +335,17 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
     weighted = p * e
     h = weighted @ tile.k - weighted.sum(-1, keepdim=True) * kbar
     c = _centred(tile, kbar, g)
-    f, u, f_dot_g = torch.zeros_like(g), torch.zeros_like(c), None
+    results = {}
+    f, u = torch.zeros_like(g), torch.zeros_like(c)
     if tile.ridge is not None:
-        f, u, c, f_dot_g = _adjoint(tile, kbar, gate * e, gate * h, c, options)
+        f, u, c, f_dot_g = _adjoint(tile, tile.ridge, kbar, gate * e, gate * h, c, options)
+        results["dridge"] = -f_dot_g
     y = e * (1 + gate * c) - u * (1 + c)
     ds = options.scale * p * (y - (p * y).sum(-1, keepdim=True))
 
     dk = ds.mT @ tile.q + (p * (gate * e - u)).mT @ g - (p * (1 + c)).mT @ f
     dv = (p * (1 + gate * c)).mT @ do
-    results = {"dq": ds @ tile.k + f, "dgate": (weighted * c).sum(-1)}
-    if tile.ridge is not None:
-        results["dridge"] = -f_dot_g
+    results |= {"dq": ds @ tile.k + f, "dgate": (weighted * c).sum(-1)}
     if tile.probe is not None:
         results["dprobe"] = gate * h
     for name, value in results.items():
@@ -328,13 +356,15 @@ def _backward_tile(tile: _Tile, do, kbar, g, grads: Gradients, options: Options)
         target[:, tile.keys] += rearrange(part, "b h s d -> b s h d")
 
 
-def _adjoint(tile: _Tile, kbar, gated_e, rhs, c, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _adjoint(
+    tile: _Tile, ridge: Tensor, kbar: Tensor, gated_e: Tensor, rhs: Tensor, c: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """f, its centred products u, the products c of g, and f . g, rows in key space included."""
-    system = dual.key_space(tile.p, tile.k, kbar, tile.ridge, tile.lo, tile.hi)
-    f, _ = _solve(tile, kbar, _without(rhs, system), options)
+    system = dual.key_space(tile.p, tile.k, kbar, ridge, tile.lo, tile.hi)
+    f, _ = _solve(tile, ridge, kbar, _without(rhs, system), options)
     u = _centred(tile, kbar, f)
     # f . g from the keys: the products with g and f are known better than g and f themselves.
-    f_dot_g = (tile.p * c * (gated_e - u)).sum(-1) / tile.ridge
+    f_dot_g = (tile.p * c * (gated_e - u)).sum(-1) / ridge
     if system is not None:
         z = dual.solve_probe(system, _right_hand_side(tile, kbar))
         f, u, f_dot_g = dual.insert_adjoint(system, z, gated_e, f, u, f_dot_g)

@@ -16,7 +16,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SOLVERS = {"auto": 0, "cg": 1, "direct": 2}
 
 
-def describe() -> dict:
+def describe() -> dict[str, object]:
     """What the extension is and would use: instruction sets and threads."""
     return {
         "instruction_set": _C.instruction_set(_instruction_set()),
@@ -98,7 +98,18 @@ def backward(
 class _Problem:
     """The operands as pointers, and what keeps these alive."""
 
-    def __init__(self, q, k, v, probe, ridge, gate, layout: Layout, options: Options, stats: bool):
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        probe: Tensor | None,
+        ridge: Tensor | None,
+        gate: Tensor,
+        layout: Layout,
+        options: Options,
+        stats: bool,
+    ):
         self.has_probe = ridge is not None or probe is not None
         self.sequences = _sequence_table(q, k, layout)
         pages = None if layout.block_table is None else layout.block_table.long().contiguous()

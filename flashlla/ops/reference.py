@@ -62,7 +62,8 @@ def local_linear_fit(q: Tensor, k: Tensor, v: Tensor, p: Tensor, ridge: Tensor) 
     empty = (p.sum(-1, keepdim=True) == 0).to(p.dtype)
     penalty = torch.cat([empty, ridge[..., None].expand_as(q)], -1)
     normal = weighted.mT @ design + torch.diag_embed(penalty)
-    return torch.linalg.solve(normal, weighted.mT @ v[:, :, None])[..., 0, :]
+    fit: Tensor = torch.linalg.solve(normal, weighted.mT @ v[:, :, None])
+    return fit[..., 0, :]
 
 
 def attention(
@@ -79,44 +80,52 @@ def attention(
     k, v, layout = contiguous_cache(k, v, layout)
     if layout == Layout():
         return _attention_dense(q, k, v, probe, ridge, gate, options)
-    pieces = [
-        _attention_dense(
-            q[b, rows],
-            k[b, keys],
-            v[b, keys],
-            *(None if t is None else t[b, rows] for t in (probe, ridge, gate)),
-            options,
+    pieces = []
+    for b, rows, keys in sequences(layout, q, k):
+        own_probe, own_ridge, own_gate = (None if t is None else t[b, rows] for t in (probe, ridge, gate))
+        pieces.append(
+            _attention_dense(q[b, rows], k[b, keys], v[b, keys], own_probe, own_ridge, own_gate, options)
         )
-        for b, rows, keys in sequences(layout, q, k)
-    ]
     axis = 0 if layout.seqlens_k is not None else 1
     if not pieces:
         return _attention_dense(q, k[:, :0], v[:, :0], probe, ridge, gate, options)
-    return tuple(torch.cat(parts, axis) for parts in zip(*pieces, strict=True))
+    o, lse = (torch.cat(parts, axis) for parts in zip(*pieces, strict=True))
+    return o, lse
 
 
-def _attention_dense(q, k, v, probe, ridge, gate, options):
+def _attention_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
     dtype = q.dtype
     q, k, v, probe = _heads_first(q, k, v, probe)
     p, lse, _ = softmax_weights(q, k, options)
     vbar = p @ v
-    gate = 1.0 if gate is None else rearrange(gate, "b t h -> b h t 1")
+    share = 1.0 if gate is None else rearrange(gate, "b t h -> b h t 1")
     if ridge is not None:
         fit = local_linear_fit(q, k, v, p, rearrange(ridge, "b t h -> b h t").to(q.dtype))
-        o = vbar + gate * (fit - vbar)
+        o = vbar + share * (fit - vbar)
     elif probe is not None:
         c = probe @ k.mT
         c = c - (p * c).sum(-1, keepdim=True)
-        o = (p * (1 + gate * c)) @ v
+        o = (p * (1 + share * c)) @ v
     else:
         o = vbar
     return rearrange(o, "b h t d -> b t h d").to(dtype), rearrange(lse, "b h t -> b t h")
 
 
-def _heads_first(q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None) -> tuple[Tensor, ...]:
+def _heads_first(
+    q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``[batch, heads, len, dim]`` in the accumulation dtype, grouped key/value heads repeated."""
     dtype, group = accumulation_dtype(q.dtype), q.shape[2] // k.shape[2]
-    q, probe = (None if t is None else rearrange(t, "b t h d -> b h t d").to(dtype) for t in (q, probe))
+    q = rearrange(q, "b t h d -> b h t d").to(dtype)
+    probe = None if probe is None else rearrange(probe, "b t h d -> b h t d").to(dtype)
     k, v = (repeat(t, "b s h d -> b (h g) s d", g=group).to(dtype) for t in (k, v))
     return q, k, v, probe
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -108,7 +109,7 @@ def assert_within_budget(
 
 
 def evaluate(
-    function: Callable[..., Tensor], operands: dict[str, Tensor], do: Tensor | None = None, **options
+    function: Callable[..., Tensor], operands: dict[str, Tensor], do: Tensor | None = None, **options: Any
 ) -> dict[str, Tensor]:
     """Call ``function(**operands, **options)``: ``"out"`` and, given ``do``, each gradient by name.
 
@@ -139,13 +140,13 @@ def device_of(backend: str | None) -> str | None:
     return None
 
 
-def _to_device(values: dict, device: str) -> dict:
+def _to_device(values: dict[str, Any], device: str) -> dict[str, Any]:
     """Tensors moved, with their strides; other values as they are."""
     return {name: t.to(device) if isinstance(t, Tensor) else t for name, t in values.items()}
 
 
 def exact(
-    function: Callable[..., Tensor], operands: dict[str, Tensor], do: Tensor | None = None, **options
+    function: Callable[..., Tensor], operands: dict[str, Tensor], do: Tensor | None = None, **options: Any
 ) -> dict[str, Tensor]:
     """:func:`evaluate` in float64 with ``backend="reference"``, on the same (already rounded) numbers."""
     operands = {name: t.detach().double() for name, t in operands.items()}

@@ -15,7 +15,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -52,12 +52,12 @@ class Launch(NamedTuple):
 
     kernel: triton.JITFunction
     grid: int
-    arguments: tuple
-    constants: dict
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
 
     @property
     def name(self) -> str:
-        return self.kernel.__name__
+        return str(self.kernel.__name__)
 
 
 class Resources(NamedTuple):
@@ -76,7 +76,7 @@ def recorded(target: str) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     architecture = "gfx9" if target.startswith("gfx9") else target
 
-    def record(kernel, grid, *arguments, **constants):
+    def record(kernel: triton.JITFunction, grid: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, grid, arguments, constants))
 
     with (
@@ -121,15 +121,23 @@ def compile_launch(launch: Launch, target: GPUTarget) -> Resources:
     return _hip_resources(compiled)
 
 
-def _cuda_resources(compiled) -> Resources:
+def _cuda_resources(compiled: Any) -> Resources:
     ptx = compiled.asm["ptx"]
     interesting = {name: len(re.findall(pattern, ptx)) for name, pattern in _PTX.items()}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage, sass = (cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    registers, stack = (_number(rf"{name}:(\d+)", usage) for name in ("REG", "STACK"))
     return Resources(compiled.metadata.shared, registers, stack, spills_in_loops(sass), interesting)
+
+
+def _number(pattern: str, text: str) -> int:
+    """The number that a tool reports."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the report of the compiler has nothing like {pattern}")
+    return int(found[1])
 
 
 def cuobjdump(option: str, path: str) -> str:
@@ -166,10 +174,10 @@ def spills_in_loops(sass: str, instruction: str = "") -> int:
     )
 
 
-def _hip_resources(compiled) -> Resources:
+def _hip_resources(compiled: Any) -> Resources:
     assembly = compiled.asm["amdgcn"]
-    registers = int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1])
-    spilled = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)[1])
+    registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)
+    spilled = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
     mfma = {"mfma": len(re.findall(r"v_mfma", assembly))}
     return Resources(compiled.metadata.shared, registers, 4 * spilled, None, mfma)
 
@@ -177,7 +185,7 @@ def _hip_resources(compiled) -> Resources:
 # ---- calls that need every kernel, and every option of it ------------------------------------------------
 
 # One call, changed in one thing at a time.
-VARIANTS: dict[str, dict] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "parallax": {"member": "parallax"},
     "softmax": {"member": "softmax"},
@@ -224,8 +232,8 @@ def launches_of(
     q = torch.empty(1, rows, heads, dim, dtype=dtype)
     k = torch.empty(*((4, length // 4) if paged else (1, length)), kv_heads, dim, dtype=dtype)
     probe = q if member == "parallax" else None
-    ridge, gate = (torch.ones(1, rows, heads) for _ in range(2))
-    ridge = ridge if member == "lla" else None
+    gate = torch.ones(1, rows, heads)
+    ridge = torch.ones(1, rows, heads) if member == "lla" else None
     bounds = torch.tensor([0, 300, length])
     table = torch.arange(4, dtype=torch.int32)[None] if paged else None
     layout = Layout(cu_seqlens_q=bounds) if packed else Layout()
@@ -238,7 +246,7 @@ def launches_of(
     return list({_identity(launch): launch for launch in launches}.values())
 
 
-def _identity(launch: Launch) -> tuple:
+def _identity(launch: Launch) -> tuple[str, ...]:
     source = source_of(launch)
     return launch.name, str(source.signature), str(source.constants), str(source.attrs)
 
@@ -250,7 +258,7 @@ def main() -> None:
     parser.add_argument("--head-dim", required=True, type=int)
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: all of them")
     arguments = parser.parse_args()
-    done: set[tuple] = set()
+    done: set[tuple[str, ...]] = set()
     for variant in arguments.variant or VARIANTS:
         for launch in launches_of(arguments.target, arguments.head_dim, **VARIANTS[variant]):
             if _identity(launch) in done:

@@ -7,7 +7,7 @@ ten units: behind a softmax that is one key to all digits, float32 has no gradie
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import flashlla
 
-FUNCTIONS = {
+FUNCTIONS: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("lla", "dense"): flashlla.lla_attention,
     ("lla", "varlen"): flashlla.lla_attention_varlen,
     ("lla", "kvcache"): flashlla.lla_attention_with_kvcache,
@@ -41,7 +41,7 @@ class Call(NamedTuple):
     member: str
     form: str
     operands: dict[str, Tensor]
-    options: dict
+    options: dict[str, Any]
     do: Tensor
     lengths: list[tuple[int, int]]
 
@@ -64,11 +64,11 @@ class Call(NamedTuple):
         if self.member != "lla":
             return None
         if "ridge" in self.options:
-            return self.options["ridge"]
+            return float(self.options["ridge"])
         ridge = self.operands["ridge"]
         return float(ridge.min()) if ridge.numel() else 1.0
 
-    def sequences(self) -> Iterator[tuple[dict[str, Tensor], Tensor, dict[str, tuple]]]:
+    def sequences(self) -> Iterator[tuple[dict[str, Tensor], Tensor, dict[str, tuple[slice, ...]]]]:
         """Operands and ``do`` of every sequence as a dense call of its own, and where each result belongs."""
         rows = self.operands["q"].shape[:-1]
         full = {name: t.expand(rows) if name in ("ridge", "gate") else t for name, t in self.operands.items()}
@@ -76,6 +76,8 @@ class Call(NamedTuple):
             if name in self.options:
                 full[name] = torch.full(rows, float(self.options[name]), dtype=torch.float64)
         q_at = k_at = 0
+        q_rows: tuple[slice, ...]
+        k_rows: tuple[slice, ...]
         for i, (q_len, k_len) in enumerate(self.lengths):
             if self.form == "varlen":
                 q_rows, k_rows = (slice(q_at, q_at + q_len),), (slice(k_at, k_at + k_len),)
@@ -105,7 +107,7 @@ class Call(NamedTuple):
         return cache
 
     @property
-    def mask(self) -> dict:
+    def mask(self) -> dict[str, Any]:
         """The options that a dense call of one sequence takes over."""
         return {
             name: self.options[name] for name in ("scale", "causal", "window_size") if name in self.options
@@ -155,7 +157,10 @@ def arranged(draw: st.DrawFn, t: Tensor, shareable: bool = True) -> Tensor:
 
 @st.composite
 def per_row(
-    draw: st.DrawFn, rows: tuple[int, ...], dtype: torch.dtype, values: Callable[[tuple], Tensor]
+    draw: st.DrawFn,
+    rows: tuple[int, ...],
+    dtype: torch.dtype,
+    values: Callable[[tuple[int, ...]], Tensor],
 ) -> float | Tensor:
     """A number, or a tensor that broadcasts to ``rows``, for operands of ``dtype``."""
     if draw(st.booleans()):
@@ -179,13 +184,15 @@ def calls(draw: st.DrawFn, forms: tuple[str, ...] = ("dense", "varlen", "kvcache
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    def uniform(shape: tuple) -> Tensor:
+    def uniform(shape: tuple[int, ...]) -> Tensor:
         return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
 
-    def log_uniform(shape: tuple) -> Tensor:
+    def log_uniform(shape: tuple[int, ...]) -> Tensor:
         return 0.011 * 900 ** torch.rand(shape, generator=generator, dtype=torch.float64)
 
     options, operands = draw(masks(d)), {}
+    rows: tuple[int, ...]
+    keys: tuple[int, ...]
     if form == "dense":
         batch, q_len = draw(st.integers(0, 3)), draw(st.integers(0, 18))
         kv_len = draw(st.one_of(st.just(q_len), st.integers(0, 24)))
@@ -238,15 +245,18 @@ def calls(draw: st.DrawFn, forms: tuple[str, ...] = ("dense", "varlen", "kvcache
     if member != "softmax" and draw(st.booleans()):
         scalars["gate"] = draw(per_row((*rows, heads), dtype, uniform))
     for name, value in scalars.items():
-        (operands if isinstance(value, Tensor) else options)[name] = value
+        if isinstance(value, Tensor):
+            operands[name] = value
+        else:
+            options[name] = value
     do = draw(arranged(normal(*rows, heads, value_dim)))
     return Call(member, form, operands, options, do, lengths)
 
 
 @st.composite
-def masks(draw: st.DrawFn, d: int) -> dict:
+def masks(draw: st.DrawFn, d: int) -> dict[str, Any]:
     """Scale and mask."""
-    options = {}
+    options: dict[str, Any] = {}
     factor = draw(st.sampled_from([None, 0.0, 0.3, 1.5, -1.0]))
     if factor is not None:
         options["scale"] = factor * d**-0.5
@@ -261,11 +271,12 @@ def masks(draw: st.DrawFn, d: int) -> dict:
 def broken_calls(draw: st.DrawFn) -> Call:
     """A call with one thing wrong, of those that the documentation forbids."""
     call = draw(calls())
-    operands, options = dict(call.operands), dict(call.options)
+    operands: dict[str, Any] = dict(call.operands)
+    options = dict(call.options)
     name = draw(st.sampled_from(sorted(operands.keys() - {"ridge", "gate"})))
     t = operands[name]
     total = operands["q"].shape[0]
-    faults: dict[str, Callable[[], None]] = {
+    faults: dict[str, Callable[[], object]] = {
         "last_stride": lambda: operands.update({name: torch.stack([t, t, t], -1).flatten(-2)[..., ::3]}),
         "rank": lambda: operands.update({name: t[None]}),
         "dtype": lambda: operands.update({name: t.int()}),

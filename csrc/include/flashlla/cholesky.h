@@ -118,8 +118,7 @@ struct System {
     const int lane = thread_index() % kWarp, column = lane % kTile;
     float x[kTile];
 #pragma unroll
-    for (int r = 0; r < kTile; ++r)
-      x[r] = ((r == column ? 1.0f : 0.0f) - row_product(t, r, x)) * t[tile_index(r, r)];
+    for (int r = 0; r < kTile; ++r) x[r] = ((r == column ? 1.0f : 0.0f) - row_product(t, r, x)) * t[tile_index(r, r)];
     sync_warp();
     if (lane < kTile)
 #pragma unroll

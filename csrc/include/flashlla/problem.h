@@ -31,7 +31,7 @@ struct Problem {
   const void* lengths;  // [batch], of the caches in use
   const int* pages;     // [batch, ...] rows of page numbers, or null
   float* scratch;
-  int* counters;       // 0 before and after, one for each group of blocks that merge their states
+  int* counters;        // 0 before and after, one for each group of blocks that merge their states
   int64_t page_stride;  // of a row of page numbers
   float scale;
   int q_len, heads, kv_heads, dim, value_dim;

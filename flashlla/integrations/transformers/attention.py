@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,7 +109,7 @@ def _configured(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
 def _attention(
     member: Member,
     module: nn.Module,
-    queries: tuple[Tensor, ...],
+    queries: Sequence[Tensor],
     key: Tensor,
     value: Tensor,
     attention_mask: Mask | Tensor | None,
@@ -151,7 +151,9 @@ def _check(dropout: float, others: dict[str, Any]) -> None:
         )
 
 
-def _mask(given: Mask | Tensor | None, causal: bool, window_size: int | None, query, key) -> Mask:
+def _mask(
+    given: Mask | Tensor | None, causal: bool, window_size: int | None, query: Tensor, key: Tensor
+) -> Mask:
     batch, q_len, kv_len = key.shape[0], query.shape[1], key.shape[1]
     if given is None:
         return masks.without_mask(causal, window_size, q_len, kv_len)
@@ -174,7 +176,16 @@ def _packed(mask: Mask, position_ids: Tensor | None, key: Tensor) -> Mask:
     return mask.split_at_restarts(position_ids)
 
 
-def _over_given_bounds(member, queries, key, value, mask, bounds, key_bounds, options) -> Tensor:
+def _over_given_bounds(
+    member: Member,
+    queries: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    bounds: Tensor,
+    key_bounds: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
     if key.shape[0] != 1 or mask.padding is not None:
         padded = "" if mask.padding is None else " and an attention_mask with padding"
         raise ValueError(
@@ -185,7 +196,14 @@ def _over_given_bounds(member, queries, key, value, mask, bounds, key_bounds, op
     return member.varlen(*operands, bounds, cu_seqlens_k=key_bounds, causal=mask.causal, **options)[None]
 
 
-def _over_mask(member, queries, key, value, mask: Mask, options) -> Tensor:
+def _over_mask(
+    member: Member,
+    queries: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    options: dict[str, Any],
+) -> Tensor:
     if mask.q_len == 1 and not torch.is_grad_enabled():
         return _decode(member, queries, key, value, mask, options)
     packing = mask.packing
@@ -207,7 +225,14 @@ def _over_mask(member, queries, key, value, mask: Mask, options) -> Tensor:
     return out
 
 
-def _decode(member, queries, key, value, mask: Mask, options) -> Tensor:
+def _decode(
+    member: Member,
+    queries: Sequence[Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    options: dict[str, Any],
+) -> Tensor:
     """One query a sequence, the last one: it sees every key that counts, and takes the decoding kernels."""
     order, count = mask.compaction
     if order is not None:

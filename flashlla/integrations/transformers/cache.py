@@ -49,7 +49,8 @@ class FlashLLACache(Cache):
     @property
     def batch_size(self) -> int:
         """Number of sequences."""
-        return self.states[0].batch
+        batch: int = self.states[0].batch
+        return batch
 
     @property
     def max_batch_size(self) -> int:

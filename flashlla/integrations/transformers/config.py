@@ -66,12 +66,14 @@ class FlashLLAConfig(PretrainedConfig):
     @property
     def num_key_value_heads(self) -> int:
         """Key and value heads, the default resolved."""
-        return self.heads if self.kv_heads is None else self.kv_heads
+        kv_heads: int = self.heads if self.kv_heads is None else self.kv_heads
+        return kv_heads
 
     @property
     def intermediate_size(self) -> int:
         """Width of the SwiGLU, the default resolved."""
-        return self.to_language_model_config().hidden
+        hidden: int = self.to_language_model_config().hidden
+        return hidden
 
     def to_language_model_config(self) -> LanguageModelConfig:
         """The configuration of the plain model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -54,7 +54,7 @@ def convert_attention(
     """
     register()
     options = {"ridge": ridge, "ridge_init": ridge_init, "gate": gate, "gate_init": gate_init}
-    options = Target.of(to, options, convert_attention.__kwdefaults__).options
+    options = Target.of(to, options, convert_attention.__kwdefaults__ or {}).options
     layers = _attention_layers(model)
     parts = [PARTS[to](layer, **options) for layer in layers]
     _set_implementation(model, layers, to)
@@ -85,7 +85,8 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
 def _set_implementation(model: PreTrainedModel, layers: list[nn.Module], to: str) -> None:
     before = model.config._attn_implementation
     model.set_attn_implementation(to)
-    if any(layer.config._attn_implementation != to for layer in layers):
+    configs: list[Any] = [layer.config for layer in layers]
+    if any(config._attn_implementation != to for config in configs):
         model.set_attn_implementation(before)
         raise NotImplementedError(
             f"{type(model).__name__} does not let its attention implementation be changed; load it with "

@@ -59,7 +59,8 @@ class FlashLLAPreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             wrapped = cls(FlashLLAConfig.from_language_model_config(model.config, **options))
         wrapped.base_model.language_model = model
-        return wrapped.train(model.training)
+        wrapped.train(model.training)
+        return wrapped
 
     def make_cache(
         self, batch_size: int, max_length: int, *, kind: str = "growing", dtype: torch.dtype | None = None
@@ -77,14 +78,15 @@ class FlashLLAPreTrainedModel(PreTrainedModel):
         return FlashLLACache(self._plain.make_states(batch_size, max_length, kind=kind, dtype=dtype))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self._plain.embedding
+        embedding: nn.Embedding = self._plain.embedding
+        return embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self._plain.embedding = value
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; the configuration of the plain model follows."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        embeddings: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         self._plain.config = self.config.to_language_model_config()
         return embeddings
 
@@ -168,7 +170,7 @@ class FlashLLAModel(FlashLLAPreTrainedModel):
         rows, cache = self._arrange(given, attention_mask, position_ids, cache, use_cache)
         x = given if rows is None else rows.take(given)
         x = self.language_model.embedding(x) if inputs_embeds is None else x
-        read = [] if self._chosen("output_hidden_states", output_hidden_states) else None
+        read: list[Tensor] | None = [] if self._chosen("output_hidden_states", output_hidden_states) else None
         x = self._run_blocks(x, cache, rows, read)
         x = self.language_model.norm(x)
         if cache is not None:
@@ -201,11 +203,11 @@ class FlashLLAModel(FlashLLAPreTrainedModel):
             parameters[name]._is_hf_initialized = True
 
     def _given(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass one of input_ids and inputs_embeds, and not both")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             self.language_model.check_tokens(input_ids)
             return input_ids
+        if input_ids is not None or inputs_embeds is None:
+            raise ValueError("pass one of input_ids and inputs_embeds, and not both")
         dim = self.config.dim
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != dim:
             raise ValueError(

@@ -20,7 +20,15 @@ RECORD = "lla_conversion"  # where a configuration says how its attention layers
 class RidgeAndGate(nn.Module):
     """Ridge and gate of the heads of one layer, fixed or learned."""
 
-    def __init__(self, attention: nn.Module, *, ridge, ridge_init, gate, gate_init):
+    def __init__(
+        self,
+        attention: nn.Module,
+        *,
+        ridge: str | float,
+        ridge_init: float,
+        gate: str | float | None,
+        gate_init: float,
+    ):
         super().__init__()
         heads, factory = count_heads(attention), _factory(attention)
         self.ridge = Ridge(ridge, ridge_init, heads, **factory)
@@ -49,7 +57,7 @@ class Probe(nn.Module):
 
     def forward(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         """r, ``[batch, heads, seq, head_dim]``, of inputs ``[batch, seq, width]``."""
-        r = self.r_proj(x)
+        r: Tensor = self.r_proj(x)
         if self.r_norm is not None:
             r = self.r_norm(r.unflatten(-1, (-1, self.normed))).flatten(-2)
         r = r.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -102,11 +110,14 @@ def convert_as_recorded(_parent: nn.Module, _name: str, module: nn.Module) -> No
     record(module.config, to, options)
 
 
-def _hand_probe_over(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+def _hand_probe_over(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer runs: the probe, among the arguments that it hands on. Nothing is kept between calls."""
-    if attention.config._attn_implementation != "parallax":
+    config: Any = attention.config
+    if config._attn_implementation != "parallax":
         return None
-    probe = attention.parallax
+    probe: Any = attention.parallax
     given = dict(zip(probe.arguments, args, strict=False)) | kwargs
     r = probe(given["hidden_states"], given.get("position_embeddings"))
     return args, {**kwargs, PROBE: r}
@@ -120,14 +131,22 @@ def count_heads(attention: nn.Module) -> int:
     for name in ("num_heads", "num_attention_heads"):
         if isinstance(heads := getattr(attention, name, None), int):
             return heads
-    return attention.config.num_attention_heads
+    config: Any = attention.config
+    number: int = config.num_attention_heads
+    return number
 
 
 def _head_dim(attention: nn.Module) -> int:
     for name in ("head_dim", "attention_head_size"):
         if isinstance(head_dim := getattr(attention, name, None), int):
             return head_dim
-    return attention.config.hidden_size // count_heads(attention)
+    return _width(attention) // count_heads(attention)
+
+
+def _width(attention: nn.Module) -> int:
+    config: Any = attention.config
+    width: int = config.hidden_size
+    return width
 
 
 def _projection(attention: nn.Module, size: int) -> nn.Linear:
@@ -136,11 +155,7 @@ def _projection(attention: nn.Module, size: int) -> nn.Linear:
     """
     candidates = (getattr(attention, name, None) for name in ("q_proj", "query"))
     query = next((module for module in candidates if isinstance(module, nn.Linear)), None)
-    width, bias = (
-        (attention.config.hidden_size, False)
-        if query is None
-        else (query.in_features, query.bias is not None)
-    )
+    width, bias = (_width(attention), False) if query is None else (query.in_features, query.bias is not None)
     projection = nn.Linear(width, size, bias=bias, **_factory(attention))
     if query is not None and query.weight.shape == projection.weight.shape:
         with torch.no_grad():
@@ -180,7 +195,7 @@ def _norm(attention: nn.Module, heads: int, head_dim: int) -> tuple[nn.Module | 
     return copy.deepcopy(norm).requires_grad_(), head_dim if weight is None else weight.shape[-1]
 
 
-def _rotation(attention: nn.Module, arguments: list[str]) -> Callable | None:
+def _rotation(attention: nn.Module, arguments: list[str]) -> Callable[..., Any] | None:
     """The function that turns the queries of a layer by their positions; None if the layer turns none.
 
     Raises:
@@ -188,7 +203,8 @@ def _rotation(attention: nn.Module, arguments: list[str]) -> Callable | None:
     """
     if "position_embeddings" not in arguments:
         return None
-    rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    module = sys.modules[type(attention).__module__]
+    rotate: Callable[..., Any] | None = getattr(module, "apply_rotary_pos_emb", None)
     latent = hasattr(attention, "qk_rope_head_dim")  # turns the end of a head, and has no input for all of it
     if latent or rotate is None or list(inspect.signature(rotate).parameters)[:4] != ["q", "k", "cos", "sin"]:
         raise NotImplementedError(

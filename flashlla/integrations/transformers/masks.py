@@ -64,10 +64,9 @@ class Mask:
 
     def to(self, *args: Any, **kwargs: Any) -> Mask:
         """The same on another device: accelerate asks for it where layers are spread over several."""
-        used, padding, sequence = (
-            t.to(*args, **kwargs) if isinstance(t, Tensor) else t
-            for t in (self.used, self.padding, self.sequence)
-        )
+        used = self.used.to(*args, **kwargs) if isinstance(self.used, Tensor) else self.used
+        padding = None if self.padding is None else self.padding.to(*args, **kwargs)
+        sequence = None if self.sequence is None else self.sequence.to(*args, **kwargs)
         return Mask(self.causal, self.window_size, self.q_len, self.kv_len, used, padding, sequence)
 
     @functools.cached_property
@@ -146,9 +145,9 @@ def make_mask(
     q_length: int | None = None,
     q_offset: int | Tensor = 0,
     cache_position: Tensor | None = None,
-    mask_function: Callable,
+    mask_function: Callable[..., Any],
     attention_mask: Tensor | Mask | None = None,
-    **_: Any,
+    **others: Any,
 ) -> Mask:
     """The mask function that :func:`register` gives to transformers; its arguments are theirs.
 
@@ -167,6 +166,8 @@ def make_mask(
     """
     if cache_position is not None:
         q_length, q_offset = cache_position.shape[0], cache_position[0]
+    if q_length is None:
+        raise TypeError("q_length or cache_position has to say how many queries there are")
     causal, window_size, sequence = _read(mask_function, max(q_length, kv_length), kv_offset + kv_length)
     if isinstance(attention_mask, Mask):
         return _checked(attention_mask, causal, window_size)
@@ -180,7 +181,7 @@ def make_mask(
     return mask
 
 
-def _read(mask_function: Callable, length: int, end: int) -> tuple[bool, int | None, Tensor | None]:
+def _read(mask_function: Callable[..., Any], length: int, end: int) -> tuple[bool, int | None, Tensor | None]:
     """``causal``, ``window_size`` and ``sequence`` of a mask over ``length`` rows up to position ``end``."""
     causal, window_size, sequence = False, None, None
     for name, values in _conditions(mask_function):
@@ -205,13 +206,13 @@ def _read(mask_function: Callable, length: int, end: int) -> tuple[bool, int | N
 
 def _hides_nothing(name: str, values: dict[str, Any], length: int, end: int) -> bool:
     if name == "sliding_window_bidirectional_overlay":
-        return length <= values["sliding_window"] + 1
+        return bool(length <= values["sliding_window"] + 1)
     if name == "chunked_overlay":
-        return end <= values["chunk_size"]
+        return bool(end <= values["chunk_size"])
     return name == "bidirectional_mask_function"
 
 
-def _conditions(mask_function: Callable) -> Iterator[tuple[str, dict[str, Any]]]:
+def _conditions(mask_function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of the functions that all have to allow a key, and what each was made with.
 
     A mask function is opaque: it takes indices. What it computes shows in the name of the function of

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils.hooks import RemovableHandle
 
 from flashlla.integrations.transformers.attention import lla_attention_forward, parallax_attention_forward
 from flashlla.integrations.transformers.layers import convert_as_recorded
 from flashlla.integrations.transformers.masks import make_mask
 
 FUNCTIONS = {"lla": lla_attention_forward, "parallax": parallax_attention_forward}
-_registered = []  # the handle of the hook, once there is one
+_registered: list[RemovableHandle] = []  # the handle of the hook, once there is one
 
 
 def register() -> None:

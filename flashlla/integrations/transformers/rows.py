@@ -50,10 +50,12 @@ def find_rows(
     real, positions = _real(attention_mask, batch, seq), _positions(position_ids, batch, seq)
     if real is not None and bool(real.all()):
         real = None
-    if real is None and positions is None:
+    if real is not None:
+        padded = cached or bool((real[:, 1:] > real[:, :-1]).any())
+    elif positions is not None:
+        padded, real = False, torch.ones_like(positions, dtype=torch.bool)
+    else:
         return None
-    padded = real is not None and (cached or bool((real[:, 1:] > real[:, :-1]).any()))
-    real = torch.ones_like(positions, dtype=torch.bool) if real is None else real
     tokens = real.flatten().nonzero()[:, 0]
     row = tokens // seq
     starts = None if positions is None else _starts(positions.flatten()[tokens], row)
@@ -71,9 +73,10 @@ def first_tokens(
     :func:`find_rows`.
     """
     real, positions = _real(attention_mask, batch, seq), _positions(position_ids, batch, seq)
-    if real is None and positions is None:
+    known = positions if real is None else real
+    if known is None:
         return None
-    first = torch.zeros(batch, seq, dtype=torch.bool, device=(positions if real is None else real).device)
+    first = torch.zeros(batch, seq, dtype=torch.bool, device=known.device)
     if real is not None:
         first[:, 1:] |= ~real[:, :-1]
     if positions is not None:

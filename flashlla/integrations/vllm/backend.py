@@ -165,9 +165,15 @@ class LocalLinearAttentionImpl(AttentionImpl[Batch]):
             raise NotImplementedError("quantised outputs are not supported by flashlla's backend")
         if attn_metadata is None:
             return output.fill_(0)
-        pages = self._pages(kv_cache)
-        options = {"scale": self.scale, "window_size": self.window_size, "settings": self.settings}
-        return attend(query, *pages, attn_metadata, output, **options)
+        return attend(
+            query,
+            *self._pages(kv_cache),
+            attn_metadata,
+            output,
+            scale=self.scale,
+            window_size=self.window_size,
+            settings=self.settings,
+        )
 
     def _pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """``[blocks, kv_heads, block_size, 2 head_size]`` as views of keys and of values by page."""

@@ -110,7 +110,7 @@ class Cache(ABC):
         return self.block_table[first, second // page_size], second % page_size
 
 
-def on_device(values: Sequence, device: torch.device | str | None) -> Tensor:
+def on_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str | None) -> Tensor:
     """Ints of the host as an int64 tensor on ``device``, without waiting for what that still computes."""
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 

@@ -47,12 +47,14 @@ class PagedKVCache(Cache):
         self.table = table
         self._layer = table.register(self)
 
+    # Those of the table, which alone changes them.
+
     @property
-    def lengths(self) -> Tensor:
+    def lengths(self) -> Tensor:  # type: ignore[override]
         return self.table.lengths
 
     @property
-    def block_table(self) -> Tensor:
+    def block_table(self) -> Tensor:  # type: ignore[override]
         return self.table.block_table
 
     def check_room(self, rows: int, counts: Sequence[int] | None = None) -> None:

@@ -34,6 +34,9 @@ class SlidingKVCache(KVCache):
         TypeError, ValueError: a size that is no int of at least 1, or less capacity than the window.
     """
 
+    window_size: int
+    most_rows: int
+
     def __init__(
         self,
         batch: int,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashlla.nn.cache.base import check_counts, on_device
 from flashlla.nn.checks import check_sizes
+
+if TYPE_CHECKING:
+    from flashlla.nn.cache.paged import PagedKVCache
 
 
 @dataclass
@@ -63,7 +66,7 @@ class PageTable:
         self._next = 0
         self._block_table: Tensor | None = None  # made when it is asked for
         self._width = 0
-        self._caches: list = []
+        self._caches: list[PagedKVCache] = []
 
     @classmethod
     def for_batch(
@@ -229,7 +232,7 @@ class PageTable:
         same = len(set(counts)) == 1
         self.lengths += counts[0] if same else on_device(counts, self.device)
 
-    def register(self, cache) -> int:
+    def register(self, cache: PagedKVCache) -> int:
         """Add a layer's cache, which copies pages when told to; returns its place among the layers.
 
         Raises:

@@ -63,7 +63,7 @@ def forward(
         iterations=q.new_zeros(rows, dtype=torch.int32),
     )
     if out.lse.numel() > 0:
-        _decode(kernel, q, k, v, probe, ridge, gate, layout, options, out)
+        _decode(kernel, q, k, v, probe, ridge, gate, layout.seqlens_k, layout.block_table, options, out)
     return out
 
 
@@ -92,13 +92,13 @@ def _decode(
     probe: Tensor | None,
     ridge: Tensor | None,
     gate: Tensor,
-    layout: Layout,
+    lengths: Tensor,
+    pages: Tensor | None,
     options: Options,
     out: Forward,
 ) -> None:
     """Launch over units of a batch row and a key head, as many at a time as have room for their states."""
     (batch, q_len, heads, dim), kv_heads = q.shape, k.shape[2]
-    pages = layout.block_table
     if pages is not None:
         pages = pages.to(torch.int32).contiguous()
     capacity = k.shape[1] * (1 if pages is None else pages.shape[1])
@@ -112,7 +112,7 @@ def _decode(
     step = min(units, max(1, SCRATCH_BYTES // (4 * unit_floats)))
     scratch = q.new_empty(step * unit_floats, dtype=torch.float32)
     counters = q.new_zeros(step * places, dtype=torch.int32)
-    lengths = layout.seqlens_k.contiguous()
+    lengths = lengths.contiguous()
     arrays = [_array(t) for t in (q, k, v, probe, ridge, gate, out.o)]
     tensors = (out.lse, lengths, pages, scratch, counters)
     for first in range(0, units, step):
@@ -141,7 +141,10 @@ def _decode(
 
 def _array(t: Tensor | None) -> tuple[int, int, int, int]:
     """Pointer and the three leading strides; zeros for an operand that is not there."""
-    return (0, 0, 0, 0) if t is None else (t.data_ptr(), *t.stride()[:3])
+    if t is None:
+        return 0, 0, 0, 0
+    batch, row, head = t.stride()[:3]
+    return t.data_ptr(), batch, row, head
 
 
 def _aligned(t: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from functools import cache
+from typing import Any
 
 import numpy
 import torch
@@ -38,11 +39,12 @@ def shared_limit(device: torch.device) -> int:
             f"backend 'cuda' needs compute capability 8.0 or higher, not {'.'.join(map(str, capability))}"
         )
     attributes = importlib.import_module("cupy").cuda.Device(device.index).attributes
-    return attributes["MaxSharedMemoryPerBlockOptin"]
+    limit: int = attributes["MaxSharedMemoryPerBlockOptin"]
+    return limit
 
 
 @cache
-def _function(kernel: Kernel, index: int):
+def _function(kernel: Kernel, index: int) -> Any:
     """The compiled kernel on a device, which must be the current one."""
     cupy = importlib.import_module("cupy")
     code = _kernels.source_text(kernel.source)

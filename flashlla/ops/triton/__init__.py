@@ -9,7 +9,7 @@ host, nothing is added atomically.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,9 @@ def forward(
     with _runtime.aside(q.device) as side:
         for part in parts(q, k, v, solved, layout, options):
             with side() if part.rows == FEW else nullcontext():
-                state = _solve(part, ridge, gate, iterations, residual if stats else None) if solved else None
+                state = None
+                if ridge is not None:
+                    state = _solve(part, ridge, gate, iterations, residual if stats else None)
                 given = _Probe(part, probe, state)
                 part.launch(
                     apply_fwd_kernel,
@@ -79,7 +81,7 @@ def backward(
 ) -> Gradients:
     """See ``flashlla.ops.types``."""
     solved, accumulate = ridge is not None, accumulation_dtype(q.dtype)
-    per_row = {"size": q.shape[:3], "dtype": accumulate, "device": q.device}
+    per_row: dict[str, Any] = {"size": q.shape[:3], "dtype": accumulate, "device": q.device}
     grads = Gradients(
         dq=torch.empty(q.shape, dtype=q.dtype, device=q.device),
         dk=torch.empty(k.shape, dtype=k.dtype, device=q.device),
@@ -92,7 +94,7 @@ def backward(
     with _runtime.aside(q.device) as side:
         for part in parts(q, k, v, solved, layout, options):
             with side() if part.rows == FEW else nullcontext():
-                if not solved:
+                if ridge is None:
                     state = _Solved(None, part.state(q.shape[-1]), g)
                 else:
                     state = _Solved(None, kbar, g) if part.saves else _solve(part, ridge, gate)
@@ -117,7 +119,11 @@ class _Solved(NamedTuple):
 
 
 def _solve(
-    part: Problem, ridge, gate, iterations: Tensor | None = None, residual: Tensor | None = None
+    part: Problem,
+    ridge: Tensor,
+    gate: Tensor,
+    iterations: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> _Solved:
     """Probes of the rows of one part; iterations and residual are filled in if they are wanted."""
     dim = part.q.shape[-1]
@@ -148,14 +154,22 @@ class _Rows(NamedTuple):
     """What the rows of one part leave for the gradients of the keys that they see."""
 
     part: Problem
-    tensors: tuple  # q, k, v and do with their strides
+    tensors: tuple[Tensor | int, ...]  # q, k, v and do with their strides
     probe: _Probe
     f: Tensor
     f_terms: int
     planes: Tensor
 
 
-def _backward_rows(part: Problem, do, probe, ridge, gate, state: _Solved, grads: Gradients) -> _Rows:
+def _backward_rows(
+    part: Problem,
+    do: Tensor,
+    probe: Tensor | None,
+    ridge: Tensor | None,
+    gate: Tensor,
+    state: _Solved,
+    grads: Gradients,
+) -> _Rows:
     """Gradients of the rows of one part."""
     solved = ridge is not None
     planes = part.state(planes=PLANES)
@@ -197,7 +211,7 @@ def _backward_keys(rows: _Rows, grads: Gradients) -> None:
     )
 
 
-def _per_row(q: Tensor, ridge: Tensor | None, gate: Tensor) -> tuple:
+def _per_row(q: Tensor, ridge: Tensor | None, gate: Tensor) -> tuple[Tensor | int, ...]:
     """ridge and gate with their strides; q stands in for a ridge that is never read."""
     return (q if ridge is None else ridge, *strides(ridge), gate, *strides(gate))
 
@@ -206,6 +220,9 @@ class _Probe:
     """The probe as kernels take it: a pointer, its strides, and how many terms make it up (0: there is
     none).
     """
+
+    operand: tuple[Tensor, int, int, int]
+    terms: int
 
     def __init__(self, part: Problem, probe: Tensor | None, state: _Solved | None):
         if state is not None:
@@ -221,4 +238,5 @@ def _saved(q: Tensor, solved: bool, state: _Solved | None) -> tuple[Tensor, Tens
     if state is not None:
         return state.kbar, state.g
     dtype = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
-    return tuple(torch.zeros(q.shape if solved else 0, dtype=dtype, device=q.device) for _ in range(2))
+    kbar, g = (torch.zeros(q.shape if solved else 0, dtype=dtype, device=q.device) for _ in range(2))
+    return kbar, g

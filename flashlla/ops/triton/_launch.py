@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flashlla.ops.triton import _common, _configs, _runtime
 from flashlla.ops.triton.broken import count_broken
+from flashlla.ops.triton.tuning import Config
 from flashlla.ops.types import Layout, Options
 
 ALL, MANY, FEW = (_common.ALL.value, _common.MANY.value, _common.FEW.value)
@@ -77,7 +79,7 @@ class Problem:
         self.empty = torch.empty(0, dtype=torch.int32, device=q.device)
 
     @property
-    def tensors(self) -> tuple:
+    def tensors(self) -> tuple[Tensor | int, ...]:
         """q, k and v with their strides."""
         return (self.q, *strides(self.q), self.k, *strides(self.k), self.v, *strides(self.v))
 
@@ -90,7 +92,7 @@ class Problem:
 
         All of it is written but rows that see few keys, where these are another launch's: they hold zeros.
         """
-        rows = self.q.shape[:3]
+        rows: tuple[int, ...] = self.q.shape[:3]
         if self.rows == FEW and self.options.causal:
             rows = (self.sequences * self.few, rows[2])
         shape = (*rows, *last) if planes is None else (planes, *rows, *last)
@@ -102,11 +104,17 @@ class Problem:
         """How many sequences there are."""
         return self.layout.packed[0].shape[0] - 1 if self.layout.packed else self.q.shape[0]
 
-    def config(self, kernel: str) -> _configs.Config:
+    def config(self, kernel: str) -> Config:
         return _configs.choose(kernel, self.q.device, max(self.block_d, self.block_v), self.wide)
 
     def launch(
-        self, kernel, name: str, *operands, over_keys: bool = False, grid: int | None = None, **constants
+        self,
+        kernel: Any,
+        name: str,
+        *operands: Tensor | int | None,
+        over_keys: bool = False,
+        grid: int | None = None,
+        **constants: object,
     ) -> None:
         """Run a kernel: operands first, then what all kernels take.
 
@@ -163,9 +171,9 @@ class Problem:
         )
 
     def _layout(self) -> int:
-        if self.layout.packed:
-            return _common.PACKED.value
-        return _common.DENSE.value if self.layout.seqlens_k is None else _common.CACHE.value
+        rows = _common.DENSE if self.layout.seqlens_k is None else _common.CACHE
+        number: int = (_common.PACKED if self.layout.packed else rows).value
+        return number
 
     def tiles(self, block: int, over_keys: bool) -> tuple[int, Tensor]:
         """How many tiles a head has at most, and for packed sequences the table of them, longest first.
@@ -195,7 +203,9 @@ class Problem:
         sequence = torch.where(exists, sequence, -1)
         return bound, torch.stack([sequence[order], inside[order]], 1).int().contiguous()
 
-    def _visible(self, sequence, inside, q_lens, k_lens, block: int, over_keys: bool) -> Tensor:
+    def _visible(
+        self, sequence: Tensor, inside: Tensor, q_lens: Tensor, k_lens: Tensor, block: int, over_keys: bool
+    ) -> Tensor:
         """How many keys the last row of a tile sees, or how many rows see its first key."""
         q_len, k_len = q_lens.long()[sequence], k_lens.long()[sequence]
         if not self.options.causal:
@@ -210,4 +220,7 @@ class Problem:
 
 def strides(t: Tensor | None) -> tuple[int, int, int]:
     """Of batch, sequence and heads."""
-    return NO_STRIDES if t is None else t.stride()[:3]
+    if t is None:
+        return NO_STRIDES
+    batch, row, head = t.stride()[:3]
+    return batch, row, head

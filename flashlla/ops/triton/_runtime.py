@@ -7,11 +7,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 
-def run(kernel, grid: int, *arguments, **constants) -> None:
+def run(kernel: Any, grid: int, *arguments: Any, **constants: Any) -> None:
     """Every launch of this backend goes through here, on the device of its first argument."""
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -19,7 +20,7 @@ def run(kernel, grid: int, *arguments, **constants) -> None:
 
 
 @contextlib.contextmanager
-def aside(device: torch.device) -> Iterator[Callable[[], contextlib.AbstractContextManager]]:
+def aside(device: torch.device) -> Iterator[Callable[[], contextlib.AbstractContextManager[object]]]:
     """Launches in ``with side():`` run beside the others of the block; what follows the block waits for both.
 
     Only for kernels that leave most of a GPU idle. They find what was launched before the first of them.
@@ -30,7 +31,7 @@ def aside(device: torch.device) -> Iterator[Callable[[], contextlib.AbstractCont
         return
     main, other, used = torch.cuda.current_stream(device), _side_stream(device), False
 
-    def side() -> contextlib.AbstractContextManager:
+    def side() -> contextlib.AbstractContextManager[object]:
         nonlocal used
         if not used:
             other.wait_stream(main)

@@ -22,7 +22,8 @@ UNSPECIALIZED = ("q_len", "heads", "kv_heads", "splits", "window", "page_size", 
 def most_splits(capacity: int) -> int:
     """How many splits a row of a cache can have, at most."""
     few, many = (-(-max(capacity, 1) // size.value) for size in (LONGEST_SPLIT, SHORTEST_SPLIT))
-    return max(few, min(many, USUAL_SPLITS.value))
+    most: int = max(few, min(many, USUAL_SPLITS.value))
+    return most
 
 
 @triton.jit

@@ -6,7 +6,7 @@ A solved probe takes the moments of every split (``moments.py``), their merge, a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from flashlla.ops.triton import _configs, _runtime, cached
 from flashlla.ops.triton._launch import HALF, strides
 from flashlla.ops.triton.merge import merge_kernel, solve_kernel
 from flashlla.ops.triton.moments import moments_kernel
+from flashlla.ops.triton.tuning import Config
 from flashlla.ops.triton.weighted import merge_weighted_kernel, weighted_kernel
 from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options
 
@@ -39,7 +40,7 @@ def forward(
 ) -> Forward:
     """See ``flashlla.ops.types``; there is no backward pass, and g and the residual hold nothing."""
     rows, solved = q.shape[:3], ridge is not None
-    per_row = {"size": rows, "device": q.device}
+    per_row: dict[str, Any] = {"size": rows, "device": q.device}
     out = Forward(
         o=torch.empty(*rows, v.shape[-1], dtype=q.dtype, device=q.device),
         lse=torch.empty(**per_row),
@@ -49,7 +50,7 @@ def forward(
         iterations=torch.zeros(**per_row, dtype=torch.int32),
     )
     call = _Call(q, k, v, layout, options, out)
-    if call.rows and solved:
+    if call.rows and ridge is not None:
         _solved(call, ridge, gate)
     elif call.rows:
         _weighted(call, probe, gate)
@@ -63,10 +64,10 @@ class _Call:
         self.q, self.options, self.out = q, options, out
         table, self.lengths = layout.block_table, layout.seqlens_k
         self.paged = table is not None
-        capacity = k.shape[1] * (table.shape[1] if self.paged else 1)
+        capacity = k.shape[1] * (1 if table is None else table.shape[1])
         self.rows, self.splits = out.lse.numel(), cached.most_splits(capacity)
         self.heads, self.kv_heads = q.shape[2], k.shape[2]
-        pages = (table, table.stride(0), k.shape[1]) if self.paged else (self.lengths, 0, 1)
+        pages = (self.lengths, 0, 1) if table is None else (table, table.stride(0), k.shape[1])
         self.cache = (k, *strides(k), v, *strides(v), self.lengths, *pages)
         self.dim, self.value_dim = q.shape[-1], v.shape[-1]
         self.block_d, self.block_v = (_configs.padded(t.shape[-1]) for t in (q, v))
@@ -77,7 +78,7 @@ class _Call:
         """float32 memory for every split of every row."""
         return torch.empty(self.rows, self.splits, *shape, device=self.q.device)
 
-    def config(self, kernel: str) -> _configs.Config:
+    def config(self, kernel: str) -> Config:
         return _configs.choose(kernel, self.q.device, self.block, wide=False)
 
 

@@ -12,7 +12,7 @@ import triton
 from flashlla.ops import triton as backend
 from flashlla.ops.triton import _configs, tuning
 from flashlla.ops.triton.tuning import CANDIDATES, DECODING_CANDIDATES, Config
-from flashlla.ops.types import Layout, Options
+from flashlla.ops.types import Forward, Gradients, Layout, Options
 
 FORWARD = ("probe_fwd", "apply_fwd")  # the other kernels of training are those of the backward pass
 
@@ -61,10 +61,10 @@ def _passes(head_dim: int, length: int, heads: int, device: str) -> Callable[[st
     options = Options(head_dim**-0.5, True, 0, "cg", 1e-3, 2 * head_dim + 16)
     layout = Layout()
 
-    def forward():
+    def forward() -> Forward:
         return backend.forward(q, k, v, None, ridge, gate, layout, options, False)
 
-    def step(probe: torch.Tensor | None = None):
+    def step(probe: torch.Tensor | None = None) -> Forward:
         lengths = torch.full((1,), length, device=device)
         own = None if probe is not None else ridge[:, -1:]
         return backend.forward(
@@ -73,7 +73,7 @@ def _passes(head_dim: int, length: int, heads: int, device: str) -> Callable[[st
 
     out = forward()
 
-    def backward():
+    def backward() -> Gradients:
         return backend.backward(do, q, k, v, None, ridge, gate, out.kbar, out.g, layout, options)
 
     passes = {"moments": step, "weighted": lambda: step(q[:, -1:]), **dict.fromkeys(FORWARD, forward)}
@@ -95,7 +95,8 @@ def _with(configs: dict[str, Config]) -> Callable[..., Config]:
 def _milliseconds(run: Callable[[], object], device: str) -> float:
     """Median time on a GPU; one run where kernels are interpreted."""
     if device == "cuda":
-        return triton.testing.do_bench(run, warmup=20, rep=60, return_mode="median")
+        median: float = triton.testing.do_bench(run, warmup=20, rep=60, return_mode="median")
+        return median
     start = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - start)
