@@ -1,0 +1,42 @@
+"""What is computed in the pages: tables from committed results, and drawings of masks.
+
+    .venv/bin/python docs/computed [--check]
+
+writes it between the markers of the pages, or with ``--check`` names what differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import masks
+import tables
+
+DOCS = Path(__file__).parents[1]
+
+
+def main() -> int:
+    """Write or check; how many differ."""
+    parser = argparse.ArgumentParser(prog="python docs/computed", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, name what differs")
+    check = parser.parse_args().check
+    differ = []
+    for page in sorted(DOCS.glob("*.md")):
+        before = text = page.read_text()
+        for marker, content in {**tables.tables(), **masks.drawings()}.items():
+            begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+            text = re.sub(f"{begin}.*?{end}", f"{begin}\n\n{content}\n\n{end}", text, flags=re.DOTALL)
+        if text != before:
+            differ.append(page.name)
+            if not check:
+                page.write_text(text)
+    if differ:
+        print(f"{'differ' if check else 'written'}: {', '.join(differ)}")
+    return len(differ) if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
