@@ -130,7 +130,7 @@ def _subtasks(table: Table):
         axis.errorbar(places, means, yerr=reach, marker="os"[i], ms=5, lw=1.3, label=text)
     axis.axhline(0, color=figures.INK, ls="--", lw=1)
     axis.set(xlabel="subtasks", ylabel="difference of shares", xticks=list(SUBTASKS.values()))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
