@@ -25,9 +25,8 @@ from .interaction import (
 from .linear import DELTA, GROWTH
 from .moments import finite_radius, finite_risk
 
-CANDIDATES = (
-    8  # effects a step, and pushes a step: 8^3 rewards and, as the last push is idle, 8^2 transitions
-)
+# Effects a step, and pushes a step: 8^3 rewards and, as the last push is idle, 8^2 transitions.
+CANDIDATES = 8
 TRUTH, DECOY = CANDIDATES - 1, 0  # ties go to the first, which is not the truth
 PARTS = 2 * HORIZON - 1  # of a model, each with a confidence set
 NOISE = float(np.hypot(REWARD_PULL / 2, REWARD_JITTER))  # of rewards, sub-Gaussian by Hoeffding's lemma
