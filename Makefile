@@ -13,7 +13,7 @@ OLDEST := build/transformers-4.57.6
 TEST_OLDEST := PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/integrations/test_transformers_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench gpu lint docs clean
+.PHONY: help demo test test-all bench gpu lint docs sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,18 @@ build/.tidy: $(CSRC) .clang-tidy | $(READY)
 
 docs: $(READY)  ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# A build of its own beside the installed one. Python itself is not built with the sanitizers, so that they are
+# preloaded, and what it leaks is not looked at.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
+
+sanitize: $(READY)  ## tests of the compiled CPU kernels under the address and undefined-behaviour sanitizers
+	CFLAGS="$(SANITIZERS)" CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+	    $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
+	cd $(SANITIZED)/lib && $(ONE_THREAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(CURDIR)/tests/ops -k cpu -m "not slow and not gpu" $(ARGS)
 
 clean:  ## remove .venv, builds and caches; results in runs/ stay
 	rm -rf $(VENV) build dist *.egg-info flashlla/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis \
