@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 INCLUDED = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs/*.md", "docs/images/*.png", "docs/website/*.css", "docs/website/*.svg"),
-    *("experiments/*/README.md", "experiments/*/results/small/*.png"),
+    *("experiments/*/README.md", *(f"experiments/*/results/small/*.{kind}" for kind in ("png", "gif"))),
 )
 OVERVIEW = "experiments/README.md"
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
