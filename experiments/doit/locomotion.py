@@ -85,12 +85,23 @@ class Robot:
     def _make(self):
         try:
             import gymnasium
+            import mujoco
 
+            mujoco.set_mju_user_warning(_warn)
             return gymnasium.make(self.name)
         except ImportError as error:
             raise ExperimentError(
                 f"environment {self.name} needs the package {error.name}: pip install 'flashlla[locomotion]'"
             ) from error
+
+
+def _warn(message: str) -> None:
+    """Warnings of MuJoCo, which would write them into a file where the command runs.
+
+    Gymnasium's models have an attribute that is deprecated, of which every environment would tell.
+    """
+    if "settotalmass" not in message:
+        warnings.warn(message, stacklevel=2)
 
 
 def search(robot: Robot, rounds: int, seed: int) -> dict[str, Linear]:
