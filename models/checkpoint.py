@@ -94,7 +94,14 @@ def load_model(directory: str | os.PathLike, device: torch.device | str = "cpu")
             f"{', '.join(KINDS)}"
         )
     config_class, model_class = KINDS[metadata["format"]]
-    config = config_class.from_dict(json.loads(metadata["config"]))
+    try:
+        config = config_class.from_dict(json.loads(metadata.get("config", "")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a configuration that no model has: {error}") from error
+    if config.depth > len(tensors):  # before blocks are made that no tensor is there for
+        raise ValueError(
+            f"{path} does not fit its own configuration: depth={config.depth} and {len(tensors)} tensors"
+        )
     with torch.device("meta"):
         model = model_class(config)
     try:

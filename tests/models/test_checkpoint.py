@@ -97,6 +97,27 @@ def test_weights_that_do_not_fit_their_configuration(make_model, tmp_path):
         models.load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    (
+        ("[1]", "has a configuration that no model has"),
+        ("{", "has a configuration that no model has"),
+        ("{}", "has a configuration that no model has: missing keys"),
+        (10**9, "does not fit its own configuration: depth=1000000000"),
+    ),
+)
+def test_configurations_that_no_model_has(config, complaint, make_model, tmp_path):
+    import safetensors.torch
+
+    model = make_model()
+    if not isinstance(config, str):  # a depth
+        config = json.dumps({**model.config.to_dict(), "depth": config})
+    metadata = {"format": "flashlla.LanguageModel", "config": config}
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors", metadata)
+    with pytest.raises(ValueError, match=rf"model\.safetensors {complaint}"):
+        models.load_model(tmp_path)
+
+
 def test_without_safetensors_the_remedy_is_named(make_model, tmp_path, monkeypatch):
     load = builtins.__import__
 
