@@ -52,6 +52,7 @@ def test_shell_block_names_what_exists(script):
             assert (command, arguments[0]) == ("pip", "install"), line
 
 
+@pytest.mark.slow  # tests/models/training/test_parallel.py holds two processes to one in every form
 def test_the_example_for_two_processes_gives_what_one_process_gives(tmp_path):
     page = (ROOT / "docs" / "examples.md").read_text()
     code, command = re.search(
