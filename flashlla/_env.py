@@ -52,6 +52,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def set_for_process(name: str, value: str) -> None:
+    """A variable that another package reads and that can be told in no other way, whatever the user has set."""
+    os.environ[name] = value
+
+
 def with_more(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process to be started: this one's, and more."""
     return {**os.environ, **variables}

@@ -6,7 +6,6 @@ Needs the extra ``locomotion``: gymnasium with MuJoCo, and Minari, whose format 
 from __future__ import annotations
 
 import fcntl
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from flashlla import _env
 
 from ..common.experiment import ExperimentError
 from .episodes import LEVELS, Controller, Episodes, follow
@@ -228,7 +229,7 @@ def _name(level: str) -> str:
 
 def _minari(home: Path):
     """Minari, with its data in ``home``."""
-    os.environ["MINARI_DATASETS_PATH"] = str(home.resolve())
+    _env.set_for_process("MINARI_DATASETS_PATH", str(home.resolve()))
     try:
         import minari
     except ImportError as error:
