@@ -53,7 +53,7 @@ def set_default(name: str, value: str) -> None:
 
 
 def set_for_process(name: str, value: str) -> None:
-    """A variable that another package reads and that can be told in no other way, whatever the user has set."""
+    """A variable that another package reads, and can be told in no other way, whatever the user has set."""
     os.environ[name] = value
 
 
