@@ -30,6 +30,12 @@ _library.define(
 )
 
 
+def _parts(rest: tuple[Any, ...]) -> tuple[Layout, Options, tuple[Any, ...]]:
+    """What follows the operands: layout, options, and what an operator has beside."""
+    layout, options = len(Layout._fields), len(Layout._fields) + len(Options._fields)
+    return Layout(*rest[:layout]), Options(*rest[layout:options]), rest[options:]
+
+
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -37,14 +43,9 @@ def _forward(
     probe: Tensor | None,
     ridge: Tensor | None,
     gate: Tensor,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seqlens_k: Tensor | None,
-    table: Tensor | None,
-    *options_backend_stats: Any,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *scalars, backend, stats = options_backend_stats
-    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*scalars)
+    layout, options, (backend, stats) = _parts(rest)
     _validation.check_values(q, k, ridge, layout)
     with torch.autocast(q.device.type, enabled=False):  # precision is the backend's business
         return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
@@ -60,14 +61,9 @@ def _backward(
     gate: Tensor,
     kbar: Tensor,
     g: Tensor,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seqlens_k: Tensor | None,
-    table: Tensor | None,
-    *options_backend: Any,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    *scalars, backend = options_backend
-    layout, options = Layout(cu_q, cu_k, seqlens_k, table), Options(*scalars)
+    layout, options, (backend,) = _parts(rest)
     if do.shape[-1] > 1 and do.stride(-1) != 1:
         do = do.contiguous()
     with torch.autocast(q.device.type, enabled=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ _Unfolded = tuple[tuple[Tensor, ...], tuple[int | None, ...]]
 class _Fold:
     """Folds the dimension of a vmap into the batch dimension of every operand, and unfolds the results."""
 
-    def __init__(self, size: int, in_dims: tuple[int | None, ...], layout: Layout):
+    def __init__(self, size: int, layout: Layout):
         if layout.packed:
             raise NotImplementedError(
                 "vmap over packed sequences: concatenate them into one cu_seqlens instead"
@@ -42,44 +43,16 @@ class _Fold:
         return unfolded, tuple(0 if t.dim() > 1 else None for t in unfolded)
 
 
-def forward(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    probe: Tensor | None,
-    ridge: Tensor | None,
-    gate: Tensor,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seqlens_k: Tensor | None,
-    table: Tensor | None,
-    *rest: Any,
-) -> _Unfolded:
-    fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
-    operands = fold.inputs((q, k, v, probe, ridge, gate), in_dims)
-    return fold.outputs(torch.ops.flashlla.forward(*operands, *fold.layout, *rest))
+def _rule(name: str, operands: int) -> Callable[..., _Unfolded]:
+    """How an operator with so many operands in front of its layout goes over a vmap."""
+    end = operands + len(Layout._fields)
+
+    def over_vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> _Unfolded:
+        fold = _Fold(info.batch_size, Layout(*inputs[operands:end]))
+        folded = fold.inputs(inputs[:operands], in_dims)
+        return fold.outputs(getattr(torch.ops.flashlla, name)(*folded, *fold.layout, *inputs[end:]))
+
+    return over_vmap
 
 
-def backward(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    probe: Tensor | None,
-    ridge: Tensor | None,
-    gate: Tensor,
-    kbar: Tensor,
-    g: Tensor,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seqlens_k: Tensor | None,
-    table: Tensor | None,
-    *rest: Any,
-) -> _Unfolded:
-    fold = _Fold(info.batch_size, in_dims, Layout(cu_q, cu_k, seqlens_k, table))
-    operands = fold.inputs((do, q, k, v, probe, ridge, gate, kbar, g), in_dims)
-    return fold.outputs(torch.ops.flashlla.backward(*operands, *fold.layout, *rest))
+forward, backward = _rule("forward", 6), _rule("backward", 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 DEFAULT_FUZZ_CASES = 2000
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +47,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def generator() -> torch.Generator:
     """A generator with a fixed seed: tests draw from it, never from the global one."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a screen, for pages that are looked at."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("there is no browser: apt-get install chromium-headless-shell")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

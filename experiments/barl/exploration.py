@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ from flashlla.models.rl import leave_one_out, token_entropy, token_log_probs
 from flashlla.models.training import batch_generator, batch_seed
 
 from ..common.costs import costs
-from ..common.training import train_policy
+from ..common.training import seed_for, train_policy
 from .measures import episode_text, measures
 from .model import model_config
 from .objectives import ARMS, Arm
@@ -106,7 +105,7 @@ def _continued(policy: LanguageModel, prompts: Tensor, trial: Trial, samples: in
 
 def _episodes(policy: LanguageModel, trial: Trial, purpose: str, samples: int) -> Tensor:
     """Episodes of every prompt, ``[prompts, samples, horizon]``, which depend on seed, purpose and policy."""
-    seed = batch_seed(trial.seed, zlib.crc32(purpose.encode()), 0)
+    seed = seed_for(trial.seed, purpose)
     prompts = torch.arange(TOKENS, device=trial.device)
     return _continued(policy, prompts, trial, samples, seed)[:, 1:].unflatten(0, (TOKENS, samples))
 

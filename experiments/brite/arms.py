@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from flashlla.models import LanguageModel
 from flashlla.models.rl import taken_log_probs
-from flashlla.models.training import batch_seed
 
 from ..common.costs import peak_megabytes
-from ..common.training import train
+from ..common.training import seed_for, train
 from .data import Chains, joined
 from .evidence import Bounds, elbo, log_evidence
 from .finetuning import finetune, prefer, reject
@@ -166,7 +164,7 @@ class Study:
 
     def _generator(self, purpose: str, device: str | None = None) -> torch.Generator:
         """A source of randomness that depends on the seed and what it is for."""
-        seed = batch_seed(self.trial.seed, zlib.crc32(purpose.encode()), 0)
+        seed = seed_for(self.trial.seed, purpose)
         return torch.Generator(device or self.trial.device).manual_seed(seed)
 
     def _row(self, kind: str, arm: str, **columns: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,6 +170,11 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy over a batch of tokens and targets, ``[batch, seq]`` each, nats, 0-dim."""
     tokens, targets = batch
     return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+
+def seed_for(seed: int, purpose: str, *more: int) -> int:
+    """A seed of 63 bits that depends on a trial's seed and what it is for."""
+    return training.batch_seed(seed, zlib.crc32(purpose.encode()), 0, *more)
 
 
 def at_best_rate(table: Table, by: Sequence[str], metric: str, *, highest: bool = False) -> Table:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flashlla.models import LanguageModel, PolicyModel
-from flashlla.models.training import batch_seed
 
 from ..common.costs import costs
-from ..common.training import History
+from ..common.training import History, seed_for
 from .arms import ARMS, estimate
 from .critic import Seen
 from .episodes import Episodes, numbers, play, transcript
@@ -122,7 +120,7 @@ class Study:
 
     def _generator(self, purpose: str) -> torch.Generator:
         """A source of randomness that depends on the seed and what it is for."""
-        seed = batch_seed(self.trial.seed, zlib.crc32(purpose.encode()), 0)
+        seed = seed_for(self.trial.seed, purpose)
         return torch.Generator(self.trial.device).manual_seed(seed)
 
     def _row(self, kind: str, arm: str, **columns: Any) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from flashlla.models.training import batch_seed
-
+from ..common.training import seed_for
 from ..worlds import (
     Augmentation,
     MiniHouse,
@@ -112,11 +110,6 @@ class Domains:
 def shown(prompt: str) -> str:
     """What a policy reads of a prompt: all but the list of actions, to which its answers are held anyway."""
     return prompt.rsplit(LIST, 1)[0]
-
-
-def seed_for(seed: int, purpose: str, *more: int) -> int:
-    """A seed of 63 bits that depends on a trial's seed and what it is for."""
-    return batch_seed(seed, zlib.crc32(purpose.encode()), 0, *more)
 
 
 def episode_seeds(seed: int, purpose: str, count: int, *more: int) -> np.ndarray:

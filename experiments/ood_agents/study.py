@@ -10,10 +10,10 @@ import torch
 from flashlla.models import LanguageModel, LanguageModelConfig
 
 from ..common.costs import costs
-from ..common.training import History
+from ..common.training import History, seed_for
 from ..worlds import WorldVectorEnv, tokenizer
 from .arms import SUBTASKS, Arm, arms, needed_inits
-from .domains import DOMAINS, Domains, episode_seeds, seed_for
+from .domains import DOMAINS, Domains, episode_seeds
 from .effects import INITIAL
 from .episodes import Episodes, play
 from .finetuning import Texts, finetune

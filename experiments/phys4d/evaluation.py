@@ -43,19 +43,17 @@ def appearance(rgb: Tensor, real: Tensor, known: int) -> dict[str, Tensor]:
 
 def consistency(tracks: Tracks, truth: Clip, known: int) -> dict[str, Tensor]:
     """Metrics of places in space. Balls that the truth shows occluded do not count."""
-    real = Tracks.of(truth.motion)
-    visible = real.seen & ~truth.hidden
-    tracks = Tracks(tracks.position, tracks.seen & ~truth.hidden)  # a ball that nobody should see may be seen
+    tracks = tracks.outside(truth.hidden)  # a ball that nobody should see may be seen
     later = slice(known, None)
-    away = drifts(tracks.frames(later), real.frames(later), visible[:, later])
-    clouds = (disc_cloud(Tracks(t.position, t.seen & ~truth.hidden).frames(later)) for t in (tracks, real))
+    mine, real = tracks.frames(later), Tracks.of(truth.motion).outside(truth.hidden).frames(later)
+    away = drifts(mine, real)
     return {
-        "chamfer": chamfer_4d(*clouds),
+        "chamfer": chamfer_4d(disc_cloud(mine), disc_cloud(real)),
         "drift": away.nanmean((1, 2)),
         "drift_slope": slope(away.nanmean(2)),
         "free_flight": free_flight_residual(tracks, truth, known),
-        "penetration": penetration(tracks.frames(later)),
-        "lost": mean_where((~tracks.seen[:, later]).float(), visible[:, later]),
+        "penetration": penetration(mine),
+        "lost": mean_where((~mine.seen).float(), real.seen),
     }
 
 
@@ -123,10 +121,10 @@ def warp_error(depth: Tensor, flow: Tensor, rise: Tensor) -> Tensor:
     return (depth[:, :-1] + rise - warp(depth[:, 1:], flow)).abs()
 
 
-def drifts(tracks: Tracks, real: Tracks, visible: Tensor) -> Tensor:
-    """Distance of balls from where they should be, ``[clips, frames, balls]``; NaN where none is visible."""
+def drifts(tracks: Tracks, real: Tracks) -> Tensor:
+    """Distance of balls from where they should be, ``[clips, frames, balls]``; NaN where none should be."""
     distance = (tracks.position - real.position).norm(dim=-1)
-    return torch.where(tracks.seen, distance, LOST).masked_fill(~visible, torch.nan)
+    return torch.where(tracks.seen, distance, LOST).masked_fill(~real.seen, torch.nan)
 
 
 def slope(series: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class Tracks(NamedTuple):
         """The truth."""
         return cls(motion.position, motion.present[:, None].expand(motion.position.shape[:3]))
 
+    def outside(self, hidden: Tensor) -> Tracks:
+        """Without those that are not to count, bool ``[clips, frames, balls]``."""
+        return Tracks(self.position, self.seen & ~hidden)
+
     def frames(self, index: slice) -> Tracks:
         return Tracks(self.position[:, index], self.seen[:, index])
 

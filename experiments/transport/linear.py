@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .interaction import FEATURES, NORM, LinearInteraction
-from .moments import RIDGE, Ellipsoid, LinearRisk
+from .moments import Ellipsoid, LinearRisk
 
 DELTA = 0.1  # confidence sets hold the truth with probability 0.9
 GROWTH = 0.05  # a policy is planned anew when there are so many more episodes, and at first after each
@@ -98,13 +98,13 @@ class Learner:
             cells = self.planned.reshape(len(powers), -1, powers.shape[1])
             return self._risk(cells, cells * powers[..., :1], products[..., 0], powers[..., 0])
         squares = powers.sum(1)[:, np.add.outer(range(FEATURES), range(FEATURES))]
-        return LinearRisk(squares, products.sum(1), squares + RIDGE * np.eye(FEATURES))
+        return LinearRisk.of_sums(squares, products.sum(1), squares)
 
     def _risk(self, instruments, features, rewards, counts) -> LinearRisk:
         """From sums by cell, for instruments that are constant in one."""
         transposed = np.swapaxes(instruments, 1, 2)
-        gram = (transposed * counts[:, None]) @ instruments + RIDGE * np.eye(instruments.shape[2])
-        return LinearRisk(transposed @ features, (transposed @ rewards[..., None])[..., 0], gram)
+        gram = (transposed * counts[:, None]) @ instruments
+        return LinearRisk.of_sums(transposed @ features, (transposed @ rewards[..., None])[..., 0], gram)
 
     def confidence_set(self) -> Ellipsoid:
         risk = self.risk()

@@ -36,11 +36,16 @@ class LinearRisk(NamedTuple):
     gram: np.ndarray
 
     @classmethod
+    def of_sums(cls, cross: np.ndarray, moment: np.ndarray, gram: np.ndarray) -> LinearRisk:
+        """From sums over data; the ridge is added here."""
+        return cls(cross, moment, gram + RIDGE * np.eye(gram.shape[-1]))
+
+    @classmethod
     def of(cls, features: np.ndarray, instruments: np.ndarray, rewards: np.ndarray) -> LinearRisk:
         """From data: ``[..., episodes, features]``, ``[..., episodes, instruments]``, ``[..., episodes]``."""
         transposed = np.swapaxes(instruments, -1, -2)
-        gram = transposed @ instruments + RIDGE * np.eye(instruments.shape[-1])
-        return cls(transposed @ features, (transposed @ rewards[..., None])[..., 0], gram)
+        moment = (transposed @ rewards[..., None])[..., 0]
+        return cls.of_sums(transposed @ features, moment, transposed @ instruments)
 
     def __call__(self, theta: np.ndarray) -> np.ndarray:
         """The risk at ``theta`` ``[..., features]``."""

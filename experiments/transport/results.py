@@ -85,14 +85,13 @@ def _ends(rows: Table) -> dict[str, str]:
 
 def draw(table: Table) -> dict:
     """Errors by episodes, the worst gap, hardness, coverage with the finite class, and transformers."""
-    drawn = {
+    return {
         "value_error": _value_errors(table),
         "gaps": _gaps(table),
         "hardness": _hardness(table),
         "finite": _finite(table),
         "forms": _forms(table),
     }
-    return drawn
 
 
 def _value_errors(table: Table):

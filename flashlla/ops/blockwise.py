@@ -127,9 +127,9 @@ def backward(
             dq=grads.dq[rows],
             dk=grads.dk[keys],
             dv=grads.dv[keys],
-            dprobe=None if grads.dprobe is None else grads.dprobe[rows],
-            dridge=None if grads.dridge is None else grads.dridge[rows],
-            dgate=None if grads.dgate is None else grads.dgate[rows],
+            dprobe=_at(grads.dprobe, rows),
+            dridge=_at(grads.dridge, rows),
+            dgate=_at(grads.dgate, rows),
         )
         for tile in _tiles(operands, options):
             _backward_tile(tile, do[rows], kbar[rows], g[rows], views, options)
@@ -167,10 +167,14 @@ def _piece(piece: Sequence, operands: _Operands) -> _Operands:
         q=q[rows],
         k=k[keys],
         v=v[keys],
-        probe=None if probe is None else probe[rows],
-        ridge=None if ridge is None else ridge[rows],
+        probe=_at(probe, rows),
+        ridge=_at(ridge, rows),
         gate=gate[rows],
     )
+
+
+def _at(t: Tensor | None, index: tuple[slice, slice]) -> Tensor | None:
+    return None if t is None else t[index]
 
 
 def _rows_first(t: Tensor, kv_heads: int) -> Tensor:

@@ -264,7 +264,7 @@ def test_a_wrong_acceleration_is_the_residual(clip):
 
 def test_a_ball_that_is_not_there_has_drifted_far(clip):
     real = Tracks.of(clip.motion)
-    gone = drifts(Tracks(real.position, torch.zeros_like(real.seen)), real, real.seen)
+    gone = drifts(Tracks(real.position, torch.zeros_like(real.seen)), real)
     assert gone.nanmean().item() == LOST
 
 

@@ -1,7 +1,6 @@
 """The report on the published results in a browser: at a desk and on a phone, by day and by night."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from flashlla.experiments.common import registry
 
 pytestmark = pytest.mark.xdist_group("report")
 PACKAGES = Path(next(iter(flashlla.experiments.__path__)))
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = {
     "desk": {"viewport": {"width": 1280, "height": 800}},
     "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "device_scale_factor": 2},
@@ -32,18 +30,6 @@ def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     assert cli.main(["report", "--out", str(path)]) == 0
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("there is no browser: apt-get install chromium-headless-shell")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
 
 
 def contrast(*colors):

@@ -350,9 +350,8 @@ def test_a_run_that_was_killed_gives_the_same_numbers(tmp_path, monkeypatch):
         ({"heads": 3}, "heads"),
     ),
 )
-def test_wrong_configurations_are_refused(fields, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        Config(**fields)
+def test_wrong_configurations_are_refused(fields, complaint, refused):
+    refused(Config, fields, complaint)
 
 
 def test_trials_are_all_parts_and_small_ones_have_rows(tmp_path):
