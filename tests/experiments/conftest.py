@@ -2,6 +2,8 @@
 
 import pytest
 
+from flashlla.experiments.common.registry import load
+
 
 @pytest.fixture
 def refused():
@@ -13,3 +15,10 @@ def refused():
         assert "\n" not in str(raised.value)
 
     return check
+
+
+@pytest.fixture
+def judged(request):
+    """``judged(name, table)``: the verdict on a claim of the experiment that the module is named after."""
+    claims = {claim.name: claim for claim in load(request.module.__name__.removeprefix("test_")).claims}
+    return lambda name, table: claims[name].judge(table)

@@ -469,13 +469,8 @@ def made_up(**columns):
     return pandas.DataFrame(rows)
 
 
-def judged(name, table):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(table)
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in CLAIMS])
-def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
+def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, judged):
     assert judged(name, made_up()).outcome == "supported"
 
 
@@ -499,11 +494,11 @@ def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
         ("waits", {"waits": 0.4}),
     ),
 )
-def test_a_claim_fails_where_it_should(name, table):
+def test_a_claim_fails_where_it_should(name, table, judged):
     assert judged(name, made_up(**table)).outcome == "not supported"
 
 
-def test_without_its_rows_nothing_is_answered():
+def test_without_its_rows_nothing_is_answered(judged):
     table = made_up()
     exact = table[table["kind"].isin(("tree", "gradient", "floor"))]
     learned = table[~table["kind"].isin(("tree", "gradient", "floor"))]

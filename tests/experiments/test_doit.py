@@ -349,13 +349,8 @@ def made_up(samplers=None, scores=None, strings=None, slope=-0.5, rare=0.05, mov
     return pandas.DataFrame(rows)
 
 
-def judged(name, table):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(table)
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in CLAIMS])
-def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
+def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, judged):
     assert judged(name, made_up()).outcome == "supported"
 
 
@@ -394,11 +389,11 @@ def other(name, **numbers):
         ("strings_best", {"strings": {"best of 16": (0.1, 0.95)}}),
     ),
 )
-def test_a_claim_fails_where_it_should(name, table):
+def test_a_claim_fails_where_it_should(name, table, judged):
     assert judged(name, made_up(**table)).outcome == "not supported"
 
 
-def test_without_its_rows_nothing_is_answered():
+def test_without_its_rows_nothing_is_answered(judged):
     table = made_up()
     for claim in CLAIMS:
         assert claim.judge(table[table["kind"] == "none"]).outcome == "inconclusive"

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashlla.experiments.ftct import testing
-from flashlla.experiments.ftct.claims import CLAIMS
 from flashlla.experiments.ftct.data import (
     COMMA,
     CONTEXT,
@@ -309,9 +308,9 @@ def made_up(*parts):
     return pandas.DataFrame([row for part in parts for row in part])
 
 
-def judged(name, *parts):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(made_up(*parts))
+@pytest.fixture
+def outcome(judged):
+    return lambda name, *parts: judged(name, made_up(*parts)).outcome
 
 
 LOST_ALL = {"whole": 0.0, "vertices": 0.0, "final": 0.0}
@@ -395,10 +394,10 @@ LLA = rows("lla", {})
         ),
     ),
 )
-def test_claims_are_judged_both_ways(name, holds, fails):
-    assert judged(name, *holds).outcome == "supported"
-    assert judged(name, *fails).outcome == "not supported"
-    assert judged(name, rows("gla", {})).outcome == ("supported" if name == "fragments" else "inconclusive")
+def test_claims_are_judged_both_ways(name, holds, fails, outcome):
+    assert outcome(name, *holds) == "supported"
+    assert outcome(name, *fails) == "not supported"
+    assert outcome(name, rows("gla", {})) == ("supported" if name == "fragments" else "inconclusive")
 
 
 def grid(share):
@@ -407,12 +406,12 @@ def grid(share):
     return [rows("softmax", {"whole": share(n, m)}, chain=n, fragment=m) for n, m in cells]
 
 
-def test_ratio_and_fragment_are_told_apart():
+def test_ratio_and_fragment_are_told_apart(outcome):
     by_ratio, by_fragment = grid(lambda n, m: m / n), grid(lambda n, m: m / 8 + n / 1000)
-    assert judged("ratio", *by_ratio).outcome == "supported"
-    assert judged("fragment_alone", *by_ratio).outcome == "not supported"
-    assert judged("fragment_alone", *by_fragment).outcome == "supported"
-    assert judged("ratio", GOOD).outcome == "inconclusive"
+    assert outcome("ratio", *by_ratio) == "supported"
+    assert outcome("fragment_alone", *by_ratio) == "not supported"
+    assert outcome("fragment_alone", *by_fragment) == "supported"
+    assert outcome("ratio", GOOD) == "inconclusive"
 
 
 def test_table_and_figures_of_a_whole_sweep():

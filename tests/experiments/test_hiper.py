@@ -373,13 +373,8 @@ def made_up(success=None, cells=None, **exact):
     return pandas.DataFrame(rows)
 
 
-def judged(name, table):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(table)
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in CLAIMS])
-def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
+def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, judged):
     assert judged(name, made_up()).outcome == "supported"
 
 
@@ -412,11 +407,11 @@ def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
         ("switch_interior_shaped", {"shaped_rate": 0.99}),
     ),
 )
-def test_a_claim_fails_where_it_should(name, changes):
+def test_a_claim_fails_where_it_should(name, changes, judged):
     assert judged(name, made_up(**changes)).outcome == "not supported"
 
 
-def test_without_its_cells_nothing_is_answered():
+def test_without_its_cells_nothing_is_answered(judged):
     table = made_up()
     main = table[table["cell"] != "theory"]
     for name in ("unbiased", "variance", "wrong_actions", "limits"):

@@ -93,11 +93,6 @@ def made_up(errors, target="linear"):
     return pandas.DataFrame(rows)
 
 
-def judged(name, table):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(table)
-
-
 @pytest.mark.parametrize(
     ("softmax", "outcome", "closest"),
     (
@@ -106,7 +101,7 @@ def judged(name, table):
         ({8: 0.9, 32: 0.6}, "not supported", 0.9),
     ),
 )
-def test_lowest_at_every_length_is_lowest_where_the_other_is_closest(softmax, outcome, closest):
+def test_lowest_at_every_length_is_lowest_where_the_other_is_closest(softmax, outcome, closest, judged):
     verdict = judged("softmax", made_up({"lla": {8: 1.0, 32: 0.5}, "softmax": softmax}))
     assert verdict.outcome == outcome
     assert verdict.effect.value == pytest.approx(closest)
@@ -115,7 +110,7 @@ def test_lowest_at_every_length_is_lowest_where_the_other_is_closest(softmax, ou
 @pytest.mark.parametrize(
     ("long", "outcome", "effect"), ((0.55, "supported", 1.5 / 1.1), (1.0, "not supported", 0.75))
 )
-def test_the_gap_is_larger_where_the_ratio_is(long, outcome, effect):
+def test_the_gap_is_larger_where_the_ratio_is(long, outcome, effect, judged):
     errors = {"lla": {8: 1.0, 32: 0.5}, "gla": {8: 1.5, 32: long}, "hyena": {8: 1.5, 32: long}}
     verdict = judged("gap", made_up(errors))
     assert verdict.outcome == outcome
@@ -124,13 +119,13 @@ def test_the_gap_is_larger_where_the_ratio_is(long, outcome, effect):
 
 @pytest.mark.parametrize("target", ("fourier", "spline"))
 @pytest.mark.parametrize(("softmax", "outcome"), ((0.6, "supported"), (0.4, "not supported")))
-def test_other_maps_are_judged_on_their_own(target, softmax, outcome):
+def test_other_maps_are_judged_on_their_own(target, softmax, outcome, judged):
     table = made_up({"lla": {32: 0.5}, "softmax": {32: softmax}}, target)
     assert judged(target, table).outcome == outcome
     assert judged("softmax", table).outcome == "inconclusive"
 
 
-def test_without_lla_nothing_is_answered():
+def test_without_lla_nothing_is_answered(judged):
     table = made_up({"softmax": {8: 1.0, 32: 1.0}, "gla": {8: 1.0, 32: 1.0}})
     assert {claim.judge(table).outcome for claim in CLAIMS} == {"inconclusive"}
     one_length = made_up({"lla": {8: 1.0}, "gla": {8: 1.0}})

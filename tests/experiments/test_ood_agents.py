@@ -401,18 +401,13 @@ def factorial_rows(common, values):
     return rows
 
 
-def judged(name, table):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(table)
-
-
 @pytest.fixture(scope="module")
 def as_claimed():
     return made_up()
 
 
 @pytest.mark.parametrize("name", [claim.name for claim in CLAIMS])
-def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, as_claimed):
+def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, as_claimed, judged):
     verdict = judged(name, as_claimed)
     assert verdict.outcome == "supported", verdict
 
@@ -442,7 +437,7 @@ BONUS = MADE_UP["bonus"]
         ("control_higher_kl", {"bonus": {**BONUS, "higher_kl": 0.1}}),
     ),
 )
-def test_a_claim_fails_where_it_should(name, changes):
+def test_a_claim_fails_where_it_should(name, changes, judged):
     verdict = judged(name, made_up(**changes))
     assert verdict.outcome == "not supported", verdict
 

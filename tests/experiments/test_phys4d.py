@@ -324,13 +324,9 @@ def made_up(changes=None):
     return pandas.DataFrame(json.loads(json.dumps(made)))
 
 
-def judged(name, table):
-    return next(claim for claim in CLAIMS if claim.name == name).judge(table).outcome
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in CLAIMS])
-def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
-    assert judged(name, made_up()) == "supported"
+def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name, judged):
+    assert judged(name, made_up()).outcome == "supported"
 
 
 @pytest.mark.parametrize(
@@ -355,20 +351,20 @@ def test_every_claim_holds_on_a_table_that_is_as_the_paper_says(name):
         ("every_mixer_reward", {"rl": {"chamfer": 2.0}}),
     ),
 )
-def test_a_claim_fails_where_it_should(name, changes):
-    assert judged(name, made_up(changes)) == "not supported"
+def test_a_claim_fails_where_it_should(name, changes, judged):
+    assert judged(name, made_up(changes)).outcome == "not supported"
 
 
-def test_one_mixer_that_gets_worse_is_enough_to_fail_for_every_mixer():
+def test_one_mixer_that_gets_worse_is_enough_to_fail_for_every_mixer(judged):
     table = made_up()
     table.loc[(table["arm"] == "rl") & (table["mixer"] == "lla"), "chamfer"] = 2.0
-    assert judged("every_mixer_reward", table) == "not supported"
+    assert judged("every_mixer_reward", table).outcome == "not supported"
 
 
-def test_without_its_arms_nothing_is_answered():
+def test_without_its_arms_nothing_is_answered(judged):
     table = made_up()
     table = table[table["arm"].isin(("base", "constant"))]
-    assert {judged(claim.name, table) for claim in CLAIMS} == {"inconclusive"}
+    assert {judged(claim.name, table).outcome for claim in CLAIMS} == {"inconclusive"}
 
 
 def test_readers_get_a_line_for_every_arm():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashlla.experiments.transport import claims, deep, finite, networks
-from flashlla.experiments.transport.claims import CLAIMS, hard_slopes, linear_slopes, worst_gaps
+from flashlla.experiments.transport.claims import hard_slopes, linear_slopes, worst_gaps
 from flashlla.experiments.transport.gaps import DECISIONS, GAPS, family
 from flashlla.experiments.transport.hardness import hardness
 from flashlla.experiments.transport.interaction import (
@@ -379,9 +379,9 @@ def linear_rows(powers, case="main"):
     ]
 
 
-def outcome(name, rows):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    return claim.judge(pandas.DataFrame(rows)).outcome
+@pytest.fixture
+def outcome(judged):
+    return lambda name, rows: judged(name, pandas.DataFrame(rows)).outcome
 
 
 def test_slopes_are_powers_and_worst_gaps_are_maxima():
@@ -407,17 +407,17 @@ def test_slopes_are_powers_and_worst_gaps_are_maxima():
         ("context_free", "context_free", "opme", 0.0, -0.5),
     ),
 )
-def test_slopes_are_judged(name, case, method, yes, no):
+def test_slopes_are_judged(name, case, method, yes, no, outcome):
     assert outcome(name, linear_rows({method: yes}, case)) == "supported"
     assert outcome(name, linear_rows({method: no}, case)) == "not supported"
 
 
 @pytest.mark.parametrize(("same", "expected"), ((-0.45, "supported"), (-0.2, "not supported")))
-def test_adaptive_data_is_compared_with_uniform(same, expected):
+def test_adaptive_data_is_compared_with_uniform(same, expected, outcome):
     assert outcome("adaptive", linear_rows({"opme": same, "uniform": -0.5})) == expected
 
 
-def test_variance_is_judged_at_the_most_episodes():
+def test_variance_is_judged_at_the_most_episodes(outcome):
     rows = linear_rows({"opme": -0.4, "ols": -0.5}, "unconfounded")
     assert outcome("lower_variance", rows) == "supported"
     rows = linear_rows({"opme": -0.5, "ols": -0.4}, "unconfounded")
@@ -426,7 +426,7 @@ def test_variance_is_judged_at_the_most_episodes():
 
 @pytest.mark.parametrize("column", ("mixture", "greedy"))
 @pytest.mark.parametrize(("power", "expected"), ((-0.5, "supported"), (-0.1, "not supported")))
-def test_worst_gaps_are_judged(column, power, expected):
+def test_worst_gaps_are_judged(column, power, expected, outcome):
     rows = [
         {"part": "gaps", "method": "opme", "seed": seed, "episodes": k, "gap": gap, column: gap * k**power}
         for seed in range(2)
@@ -450,7 +450,7 @@ def hard_rows(of_tau, of_transfer):
     ]
 
 
-def test_hardness_is_judged():
+def test_hardness_is_judged(outcome):
     found = hard_slopes(pandas.DataFrame(hard_rows(0.5, 0.3)))
     assert np.allclose(found["ill_posedness"], 0.5) and np.allclose(found["transfer"], 0.3)
     names = ("root", "ill_posedness", "transfer")
@@ -461,7 +461,7 @@ def test_hardness_is_judged():
 
 @pytest.mark.parametrize("part", ("linear", "finite"))
 @pytest.mark.parametrize(("share", "expected"), ((1.0, "supported"), (0.5, "not supported")))
-def test_shares_of_runs_are_judged(part, share, expected):
+def test_shares_of_runs_are_judged(part, share, expected, outcome):
     rows = [
         {"part": part, "case": "main", "method": "opme", "seed": seed, "episodes": 128}
         | {"covered": share, "optimistic": share}
@@ -472,7 +472,7 @@ def test_shares_of_runs_are_judged(part, share, expected):
 
 
 @pytest.mark.parametrize(("opme", "expected"), ((0.01, "supported"), (0.3, "not supported")))
-def test_finite_mixtures_are_judged(opme, expected):
+def test_finite_mixtures_are_judged(opme, expected, outcome):
     rows = [
         {"part": "finite", "method": method, "seed": seed, "episodes": k, "mixture": lacks}
         for method, lacks in {"opme": opme, "regression": 0.1, "no_transport": 0.2}.items()
@@ -495,12 +495,12 @@ def form_rows(minimax, regression, head, first=1.0):
 
 
 @pytest.mark.parametrize("name", ("forms", "forms_head", "forms_loss", "forms_fall"))
-def test_transformers_are_judged(name):
+def test_transformers_are_judged(name, outcome):
     assert outcome(name, form_rows(0.1, 0.4, 0.2, first=2.0)) == "supported"
     assert outcome(name, form_rows(0.5, 0.3, 0.4, first=0.5)) == "not supported"
 
 
-def test_moments_are_judged():
+def test_moments_are_judged(outcome):
     rows = [{"part": "moments", "seed": seed, "noise_mean": 1.0, "correlation": 0.3} for seed in range(2)]
     assert outcome("moment_zero", rows) == outcome("endogenous", rows) == "supported"
     rows = [{**row, "noise_mean": 9.0, "correlation": 0.0} for row in rows]
