@@ -12,10 +12,11 @@ import re
 import sys
 from pathlib import Path
 
+import highlights
 import masks
 import tables
 
-DOCS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
@@ -24,9 +25,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, name what differs")
     check = parser.parse_args().check
     differ = []
-    for page in sorted(DOCS.glob("*.md")):
+    computed = {**highlights.highlights(), **tables.tables(), **masks.drawings()}
+    for page in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))):
         before = text = page.read_text()
-        for marker, content in {**tables.tables(), **masks.drawings()}.items():
+        for marker, content in computed.items():
             begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
             text = re.sub(f"{begin}.*?{end}", f"{begin}\n\n{content}\n\n{end}", text, flags=re.DOTALL)
         if text != before:
