@@ -12,8 +12,9 @@ key/value cache (``*_with_kvcache``). With softmax weights ``p_ij`` over the key
 
 Conventions shared by all functions:
 
-- layout ``[batch, seq, heads, head_dim]``, any strides with the last one 1; float32, bfloat16, float16
-  or float64, one dtype for all operands; head and value dimensions 1 to 256, not necessarily equal;
+- layout ``[batch, seq, heads, head_dim]``, any strides with the last one 1 (of rows that are appended to a
+  cache any at all, since they are copied); float32, bfloat16, float16 or float64, one dtype for all
+  operands; head and value dimensions 1 to 256, not necessarily equal;
 - grouped queries: heads of q are any multiple of heads of k and v; query head ``h`` reads key head
   ``h // (heads // kv_heads)``;
 - ``scale=None`` means ``head_dim ** -0.5``;
@@ -104,12 +105,12 @@ def lla_attention(
         causal: bottom-right aligned causal mask (see the module docstring).
         window_size: number of visible keys, the diagonal included; None means all.
         solver: ``"cg"`` (conjugate gradients, every row stops at its own tolerance), ``"direct"`` (explicit
-            covariances, not by the Triton kernels), or ``"auto"`` (cg, and on the CPU direct for the rows
-            that converge slowly).
+            covariances, not by the Triton kernels), or ``"auto"`` (cg, and direct for the rows that converge
+            slowly, which the Triton kernels leave to cg).
         rtol: relative residual at which a row stops, in (0, 1); None follows the dtype.
         max_iters: most iterations of ``"cg"``; None means ``2 * head_dim + 16``.
         deterministic: None follows ``torch.are_deterministic_algorithms_enabled()``. All present
-            backends are deterministic in either case: they use no atomics.
+            backends are deterministic in either case: they add nothing up atomically.
         backend: ``"auto"``, or a name from ``flashlla doctor``; a named backend never falls back.
 
     Returns:
@@ -323,7 +324,10 @@ def parallax_attention_varlen(
     deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`parallax_attention` over packed sequences; layout as for :func:`lla_attention_varlen`."""
+    """:func:`parallax_attention` over packed sequences.
+
+    Layout and errors as for :func:`lla_attention_varlen`.
+    """
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
     return _varlen(q, k, v, r, cu_seqlens, cu_seqlens_k, _NO_RIDGE, gate, options, stats=False).o[0]
 
@@ -344,7 +348,10 @@ def parallax_attention_with_kvcache(
     window_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`parallax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
+    """:func:`parallax_attention` over a cache.
+
+    Caches and errors as for :func:`lla_attention_with_kvcache`.
+    """
     options = (scale, causal, window_size, "auto", None, None, None, backend)
     return _kvcache(q, k_cache, v_cache, r, k, v, cache_seqlens, block_table, _NO_RIDGE, gate, options)
 
@@ -381,7 +388,10 @@ def softmax_attention_varlen(
     deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`softmax_attention` over packed sequences; layout as for :func:`lla_attention_varlen`."""
+    """:func:`softmax_attention` over packed sequences.
+
+    Layout and errors as for :func:`lla_attention_varlen`.
+    """
     options = (scale, causal, window_size, "auto", None, None, deterministic, backend)
     return _varlen(q, k, v, None, cu_seqlens, cu_seqlens_k, _NO_RIDGE, 1.0, options, stats=False).o[0]
 
@@ -400,7 +410,10 @@ def softmax_attention_with_kvcache(
     window_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`softmax_attention` over a cache; caches as for :func:`lla_attention_with_kvcache`."""
+    """:func:`softmax_attention` over a cache.
+
+    Caches and errors as for :func:`lla_attention_with_kvcache`.
+    """
     options = (scale, causal, window_size, "auto", None, None, None, backend)
     return _kvcache(q, k_cache, v_cache, None, k, v, cache_seqlens, block_table, _NO_RIDGE, 1.0, options)
 
@@ -542,7 +555,7 @@ def _resolve(
     rtol = DEFAULT_RTOL[q.dtype] if rtol is None else rtol
     max_iters = 2 * head_dim + 16 if max_iters is None else max_iters
     _validation.check_options(scale, causal, window_size, solver, rtol, max_iters)
-    # No backend uses atomics, so ``deterministic`` selects nothing yet; it is part of the contract.
+    # No backend adds atomically, so ``deterministic`` selects nothing yet; it is part of the contract.
     if deterministic not in (None, True, False):
         raise TypeError(f"deterministic must be True, False or None, got {deterministic!r}")
     options = Options(scale, bool(causal), window_size or 0, solver, rtol, max_iters)

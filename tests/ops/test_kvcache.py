@@ -170,6 +170,20 @@ def test_strided_cache(backend):
     assert torch.equal(*outs)
 
 
+def test_appended_rows_may_have_any_strides(backend):
+    operands = problem()
+    q, k, v, ridge = (operands[name][:, :3] for name in ("q", "k", "v", "ridge"))
+    cut = [t.repeat_interleave(3, -1)[..., ::3] for t in (k, v)]
+    assert [t.stride(-1) for t in cut] == [3, 3]
+    over = [
+        lla_attention_with_kvcache(
+            q, *empty_caches(operands, 3), *rows, cache_seqlens=0, ridge=ridge, backend=backend
+        )
+        for rows in ((k, v), cut)
+    ]
+    assert torch.equal(*over)
+
+
 @pytest.mark.parametrize("q_len", [1, 5])
 def test_cache_row_is_that_row_alone(q_len):
     operands = problem(batch=3, q_len=q_len, kv_len=300)
