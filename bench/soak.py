@@ -200,13 +200,16 @@ def plot(samples: list[Sample]) -> None:
 
     from flashlla.experiments.common import figures
 
+    minutes = [s.seconds / 60 for s in samples]
+    drawn = {
+        "resident memory, MiB": [s.resident for s in samples],
+        "tokens decoded, thousands": [s.tokens / 1000 for s in samples],
+    }
     with rc_context(figures.SETTINGS):
-        figure, (memory, tokens) = figures.panels(2)
-        minutes = [s.seconds / 60 for s in samples]
-        memory.plot(minutes, [s.resident for s in samples])
-        memory.set(xlabel="minutes", ylabel="resident memory, MiB", ylim=(0, None))
-        tokens.plot(minutes, [s.tokens / 1000 for s in samples])
-        tokens.set(xlabel="minutes", ylabel="tokens decoded, thousands", ylim=(0, None))
+        figure, axes = figures.panels(len(drawn))
+        for axis, (title, values) in zip(axes[0], drawn.items(), strict=True):
+            axis.plot(minutes, values)
+            axis.set(title=title, xlabel="minutes", ylim=(0, None))
     figures.save_png(figure, FIGURE)
 
 
