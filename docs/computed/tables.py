@@ -1,4 +1,6 @@
-"""Tables that follow from committed results: shares of the error budget, predictions beside measurements."""
+"""Tables that follow from committed results: shares of the error budget, predictions beside measurements, and
+tokens a second.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,38 @@ from decode import lower_bounds  # noqa: E402
 from gpu.decode import Shape  # noqa: E402
 from gpu_tables import DIRECTIONS, rows  # noqa: E402
 
-H200 = ROOT / "bench" / "results" / "nvidia-h200" / "gpu.json"
+RESULTS = ROOT / "bench" / "results"
 LENGTH = 4096
+WAYS = {
+    "no cache": "a forward pass over the whole text for every token",
+    "static": '`cache="static"`',
+    "growing": '`cache="growing"`',
+    "paged": '`cache="paged"`',
+    "static, compiled": '`cache="static"`, `compile=True`, compiled before',
+}
 
 
 def tables() -> dict[str, str]:
     """Tables by their markers."""
-    content = json.loads(H200.read_text())
+    content = json.loads((RESULTS / "nvidia-h200" / "gpu.json").read_text())
     return {
+        "generation": generation(json.loads((RESULTS / "amd-epyc-2-cores" / "cpu.json").read_text())),
         "gpu-budget": budget(content),
         "predicted-rate": rate(content),
         "predicted-iterations": iterations(content),
         "predicted-decode": decoding(content),
     }
+
+
+def generation(content: dict) -> str:
+    """Tokens a second by kind of cache and of step."""
+    timed = (row for row in content["rows"] if row["topic"] == "Generation, tokens a second")
+    found = {row["name"]: row["measured"] for row in timed}
+    lines = [
+        [what, *(f"{found[f'{mixer}, {way}']:.0f}" for mixer in ("lla", "softmax"))]
+        for way, what in WAYS.items()
+    ]
+    return markdown_table(["tokens a second", "LLA", "softmax"], lines)
 
 
 def budget(content: dict) -> str:

@@ -66,6 +66,7 @@ class Case(NamedTuple):
 
 
 def problem(case: Case) -> tuple[dict[str, Tensor], Tensor]:
+    """The operands of a case by name, and a gradient of its output."""
     return random_operands(
         case.data,
         batch=case.batch,
@@ -102,6 +103,7 @@ def exact_of(case: Case) -> tuple[dict[str, Tensor], dict[str, float]]:
 
 
 def closed_form_gradients(case: Case, operands: dict[str, Tensor], do: Tensor) -> dict[str, Tensor]:
+    """Gradients of local linear attention by name, in float64, by the closed form of the reference."""
     q, k, v, ridge, gate = (operands[name].double() for name in ("q", "k", "v", "ridge", "gate"))
     scale = case.d**-0.5 if case.scale is None else case.scale
     options = Options(scale, case.causal, case.window_size or 0, "auto", 0.5, 1)
@@ -115,6 +117,9 @@ def check(case: Case, backend: str, **options: Any) -> dict[str, float]:
 
     Args:
         backend: where :func:`numerics.evaluate` runs it; other options go to the function.
+
+    Raises:
+        AssertionError: something is outside of its budget; the message names all of it.
     """
     operands, do = problem(case)
     exact, floors = exact_of(case)

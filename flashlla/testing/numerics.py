@@ -84,6 +84,10 @@ def assert_within_budget(
         gradient: whether the result is a gradient.
         name: what to call it in the message.
         floor: norm below which ``|exact|`` does not count, one of :func:`typical_norms`.
+
+    Raises:
+        AssertionError: another shape, a number that is not finite, or an error above the ceiling.
+        ValueError: there is no budget, see :func:`ceiling`.
     """
     limit = ceiling(dtype, ridge, gradient)
     if actual.shape != exact.shape:

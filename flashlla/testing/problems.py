@@ -39,6 +39,9 @@ def random_operands(
         ridge: value of a ``[batch, q_len, heads]`` ridge; None leaves it out (Parallax, softmax).
         gate: whether to draw a gate for each row and head, uniform in [0.5, 1.5].
         probe: whether to draw ``r``, of a size that makes its correction comparable to the average.
+
+    Raises:
+        ValueError: unknown data.
     """
     if data not in DATA:
         raise ValueError(f"data={data!r} is unknown; choose one of {', '.join(DATA)}")
