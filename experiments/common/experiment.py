@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 PRESETS = {
     "smoke": "seconds, on one core: that everything works",
-    "small": "at most 20 minutes on two cores: what the committed results come from",
-    "gpu": "at most 10 minutes on one H100",
+    "small": "minutes to about an hour on two cores: what the committed results come from",
+    "gpu": "sized for one large GPU; none of them has been run",
 }
 
 
