@@ -13,11 +13,11 @@ OLDEST := build/transformers-4.57.6
 TEST_OLDEST := PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/integrations/test_transformers_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench gpu lint docs sanitize clean
+.PHONY: help demo test test-all bench bench-compare gpu lint docs sanitize races valgrind clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=...      the interpreter to make .venv with, 3.10 or later (now: $(PYTHON))"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=...          the interpreter to make .venv with, 3.10 or later (now: $(PYTHON))"
 
 demo: $(READY)  ## train a small language model with LLA and with softmax, about three minutes
 	$(BIN)/flashlla demo $(ARGS)
@@ -32,6 +32,9 @@ test-all: $(READY) $(OLDEST)/.ready lint  ## lint and all tests but those for a 
 
 bench: $(READY)  ## benchmarks of bench/ on the CPU
 	$(BIN)/python -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
+
+bench-compare: $(READY)  ## the same, against the committed results of this machine: fails if something got slower
+	$(BIN)/python -m pytest bench --benchmark-only -m "not gpu" --compare $(ARGS)
 
 lint: $(READY) build/.tidy  ## ruff, mypy, clang-format and clang-tidy
 	$(BIN)/ruff check .
@@ -48,22 +51,44 @@ build/.tidy: $(CSRC) .clang-tidy | $(READY)
 docs: $(READY)  ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# A build of its own beside the installed one. Python itself is not built with the sanitizers, so that they are
-# preloaded, and what it leaks is not looked at.
-SANITIZED := build/sanitized
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
-
-sanitize: $(READY)  ## tests of the compiled CPU kernels under the address and undefined-behaviour sanitizers
-	CFLAGS="$(SANITIZERS)" CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
-	    $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
-	cd $(SANITIZED)/lib && $(ONE_THREAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(CURDIR)/tests/ops -k cpu -m "not slow and not gpu" $(ARGS)
-
 clean:  ## remove .venv, builds and caches; results in runs/ stay
 	rm -rf $(VENV) build dist *.egg-info flashlla/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	    .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- kernels under watch ---------------------------------------------------------------------------------
+
+# Builds of their own beside the installed one, compiled where csrc has changed: the extension, and a program that
+# calls the kernels of every instruction set without Python.
+FLAGS_sanitized := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FLAGS_races := -O1 -g1 -fno-omit-frame-pointer -fsanitize=thread
+FLAGS_plain := -O1 -g1
+
+build/%/calls: tests/kernels/calls.cpp $(CSRC) | $(READY)
+	CFLAGS="$(FLAGS_$*)" CXXFLAGS="$(FLAGS_$*)" LDFLAGS="$(FLAGS_$*)" \
+	    $(BIN)/python setup.py --quiet build_ext -t $(@D)/temp -b $(@D)/lib
+	$(CXX) -std=c++17 -pthread $(FLAGS_$*) -Icsrc/cpu $< $(@D)/temp/csrc/cpu/*.o -o $@
+
+# Python itself is not built with the sanitizers, so that they are preloaded, and what it leaks is not looked at.
+PRELOADED := $(wildcard $(foreach name,asan ubsan,$(shell gcc -print-file-name=lib$(name).so 2> /dev/null)))
+SANITIZED_TESTS := $(addprefix $(CURDIR)/tests/ops/test_,budget.py equalities.py kvcache.py nonfinite.py stats.py)
+
+ifeq ($(words $(PRELOADED)),2)
+sanitize: build/sanitized/calls  ## the CPU kernels under the address and undefined-behaviour sanitizers
+	$<
+	$(BIN)/python setup.py --quiet build_py --build-lib $(<D)/lib
+	cd $(<D)/lib && $(ONE_THREAD) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(PRELOADED)" \
+	    $(CURDIR)/$(PYTEST) -p no:cacheprovider $(SANITIZED_TESTS) -k "not blockwise" -m "not slow and not gpu" $(ARGS)
+else
+sanitize:
+	@echo "make: gcc has no libasan or no libubsan here, so the kernels are not watched"
+endif
+
+races: build/races/calls  ## the CPU kernels under the thread sanitizer, which wants fixed addresses
+	setarch -R $<
+
+valgrind: build/plain/calls  ## the CPU kernels under valgrind, which knows no AVX-512
+	valgrind --quiet --leak-check=full --error-exitcode=1 $<
 
 # ---- the virtual environment ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from flashlla.testing.numerics import ceiling, error_norm_ratio, evaluate
 from flashlla.testing.problems import random_operands
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 THREADS = [n for n in (1, 2) if n <= CORES]
 HEAD_DIM = 64
@@ -62,7 +64,7 @@ def machine() -> dict:
 def results_folder() -> Path:
     """``bench/results/<machine>``, named after the processor and its cores."""
     slug = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
-    return ROOT / "bench" / "results" / f"{slug}-{CORES}-cores"
+    return RESULTS / f"{slug}-{CORES}-cores"
 
 
 def describe(machine: dict) -> str:
@@ -79,7 +81,12 @@ def describe(machine: dict) -> str:
 
 @dataclass
 class Row:
-    """One measured number, and the bar that it is held against, if any."""
+    """One measured number, and the bar that it is held against, if any.
+
+    Attributes:
+        better: ``"larger"`` or ``"smaller"``; a row with a bar need not say it.
+        spread: how far a typical round lies from the one that counts, relative to it.
+    """
 
     topic: str
     name: str
@@ -87,8 +94,16 @@ class Row:
     unit: str = ""
     at_least: float | None = None
     at_most: float | None = None
+    better: str = ""
+    spread: float = 0.0
     detail: dict = field(default_factory=dict)
     load_average: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.better and self.bar != "-":
+            self.better = "smaller" if self.at_least is None else "larger"
+        if self.better not in ("larger", "smaller"):
+            raise ValueError(f"{self.topic}, {self.name}: give a bar, or better='larger' or 'smaller'")
 
     @property
     def bar(self) -> str:
@@ -125,7 +140,7 @@ def load_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     return [
-        Row(**{name: row[name] for name in Row.__dataclass_fields__})
+        Row(**{name: row[name] for name in Row.__dataclass_fields__ if name in row})
         for row in json.loads(path.read_text())["rows"]
     ]
 
@@ -139,14 +154,24 @@ def save_rows(path: Path, machine: dict, rows: list[Row]) -> None:
 # ---- tables --------------------------------------------------------------------------------------------
 
 
-def rows_as_tables(rows: list[Row]) -> str:
+def rows_as_tables(rows: list[Row], heading: str = "###") -> str:
     """A markdown table for every topic."""
     header = ["what", "measured", "bar", "", "detail", "load"]
     topics = dict.fromkeys(row.topic for row in rows)
     return "\n\n".join(
-        f"### {topic}\n\n" + markdown_table(header, [row.cells() for row in rows if row.topic == topic])
+        f"{heading} {topic}\n\n" + markdown_table(header, [row.cells() for row in rows if row.topic == topic])
         for topic in topics
     )
+
+
+def machines_as_sections(paths: list[Path]) -> str:
+    """A section for every results file: what the machine is, and its tables."""
+    sections = []
+    for path in paths:
+        machine = json.loads(path.read_text())["machine"]
+        head = f"### {machine['cpu']}, {machine['cores']} cores\n\n{describe(machine)}"
+        sections.append(f"{head}\n\n{rows_as_tables(load_rows(path), heading='####')}")
+    return "\n\n".join(sections)
 
 
 def replace_between_markers(page: Path, marker: str, text: str) -> None:
@@ -238,7 +263,8 @@ def check(
 def interleave(benchmark, contenders: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
     """Fastest time in seconds of every contender, which run in turn: A B C, A B C, ...
 
-    The first one is what pytest-benchmark sees; the first round of all is a warm-up.
+    The first one is what pytest-benchmark sees; the first round of all is a warm-up. The report takes the
+    spread of its rows from here: the largest one of a contender.
     """
     subject, *rivals = contenders
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -254,7 +280,9 @@ def interleave(benchmark, contenders: dict[str, Callable[[], object]], rounds: i
 
     with torch.no_grad():
         benchmark.pedantic(lambda: run(subject), setup=run_rivals, rounds=rounds, warmup_rounds=1)
-    return {name: min(measured[1:]) for name, measured in times.items()}
+    counted = {name: measured[1:] for name, measured in times.items()}
+    benchmark.extra_info["spread"] = max(statistics.median(t) / min(t) - 1 for t in counted.values())
+    return {name: min(measured) for name, measured in counted.items()}
 
 
 def backward_of(

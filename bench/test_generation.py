@@ -40,5 +40,6 @@ def test_generation(benchmark, report, shrink, mixer):
             "Generation, tokens a second",
             f"{mixer}, {name}",
             new / seconds,
+            better="larger",
             detail={"prompt": PROMPT, "new": new},
         )

@@ -61,6 +61,7 @@ def test_time_grows_linearly_with_iterations(benchmark, report, shrink):
         100 * float(residual),
         " %",
         at_most=15,
+        spread=benchmark.extra_info["spread"] / max(float(residual), 1e-3),  # that of the times
         detail={
             **{f"{m} iterations": f"{times[m] * 1e3:.1f} ms" for m in counts},
             "line": f"{fixed * 1e3:.1f} + {slope * 1e3:.2f} m ms",
@@ -70,6 +71,7 @@ def test_time_grows_linearly_with_iterations(benchmark, report, shrink):
         "Growth",
         f"iterations that a direct solve costs, d={HEAD_DIM}, n={n}",
         (times["direct"] - fixed) / slope,
+        better="smaller",
         detail={"direct": f"{times['direct'] * 1e3:.1f} ms"},
     )
 
@@ -118,5 +120,6 @@ def test_memory_is_linear(benchmark, report, shrink, direction):
         peaks[long],
         " MiB",
         at_most=1024 if direction == "forward" else None,
+        better="smaller",
         detail={f"n={short}": f"{peaks[short]:.0f} MiB", "ratio": f"{peaks[long] / peaks[short]:.2f}"},
     )

@@ -152,15 +152,14 @@ def measure_mixers(shape: Shape, rounds: int, folder: Path) -> list[Row]:
     speeds = {mixer: shape.tokens / statistics.median(times[1:]) for mixer, times in seconds.items()}
     topic, load = "LLA against softmax", os.getloadavg()[0]
     rows = [
-        Row(topic, f"{shape.preset}: {mixer}", speed, " tokens/s", detail=shape.describe(), load_average=load)
+        Row(topic, f"{shape.preset}: {mixer}", speed, " tokens/s", better="larger", detail=shape.describe())
         for mixer, speed in speeds.items()
     ]
-    return [
-        *rows,
-        Row(
-            topic, f"{shape.preset}: softmax / LLA", speeds["softmax"] / speeds["lla"], "x", load_average=load
-        ),
-    ]
+    ratio = speeds["softmax"] / speeds["lla"]
+    rows.append(Row(topic, f"{shape.preset}: softmax / LLA", ratio, "x", better="smaller"))
+    for row in rows:
+        row.load_average = load
+    return rows
 
 
 # ---- two processes against one -------------------------------------------------------------------------
@@ -237,7 +236,8 @@ def measure_scaling(steps: int, folder: Path) -> list[Row]:
         detail = {"one ms": round(1e3 * one.wall), "two ms": round(1e3 * two.wall)}
         detail |= {"computed by both / by one": round(computed, 2), "micro-batches": micro_batches}
         name = "two runs at once, nothing shared" if way == "apart" else f"{way}: efficiency"
-        row = Row("Two processes against one", name, efficiency, " %", detail={**detail, **shape.describe()})
+        detail |= shape.describe()
+        row = Row("Two processes against one", name, efficiency, " %", better="larger", detail=detail)
         row.load_average = os.getloadavg()[0]
         rows.append(row)
     return rows

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flashlla import _library
 from flashlla.ops.types import Forward, Layout, Options
@@ -104,6 +105,15 @@ class _AttentionBackward(torch.autograd.Function):
 # PyTorch asks for these signatures in every call, and making one takes longer than a kernel's launch.
 for _function in (_Attention, _AttentionBackward):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
+
+
+def wanted(*operands: Tensor | None) -> bool:
+    """Whether a derivative may be asked for: if not, a Function would be most of the cost of a small call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True  # whether it is shows only further out
+    if forward_ad._current_level >= 0:
+        return True  # and the Function refuses: there is no forward mode
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from flashlla.ops.types import MAX_DECODE_QUERIES
 
 HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FLOATING = (*HALF_OR_SINGLE, torch.float64)
+OLDEST_TRITON = (3, 6)
 
 
 class Backend(NamedTuple):
@@ -44,10 +46,12 @@ def _extension_missing() -> str | None:
 
 def _triton_missing() -> str | None:
     try:
-        interpreted = importlib.import_module("triton").knobs.runtime.interpret
-    except (ImportError, AttributeError) as error:
-        return f"Triton 3.6 or later does not load ({error}); pip install 'triton>=3.6'"
-    if not interpreted and not torch.cuda.is_available():
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton does not load ({error}); pip install 'triton>=3.6'"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
+        return f"Triton {triton.__version__} is too old; newer builds of torch bring 3.6 or later"
+    if not triton.knobs.runtime.interpret and not torch.cuda.is_available():
         return "Triton kernels need a GPU that torch finds; TRITON_INTERPRET=1 interprets them, for tests"
     return None
 
@@ -149,17 +153,25 @@ def choose(
     raise NotImplementedError(f"no backend takes {dtype} on {device_type}: {'; '.join(passed_over)}")
 
 
+@cache  # no backend comes or goes while a process runs
+def _chosen_name(requested: str, device_type: str, dtype: torch.dtype, decoding: bool, solver: str) -> str:
+    return choose(requested, device_type, dtype, decoding, solver).name
+
+
 def choose_name(
     requested: str, device_type: str, dtype: torch.dtype, decoding: bool = False, solver: str = "auto"
 ) -> str:
     """The name alone, as a constant to compilers: the choice imports modules, which they cannot trace."""
-    return choose(requested, device_type, dtype, decoding, solver).name
+    if requested == "auto":
+        requested = _env.backend() or requested
+    return _chosen_name(str(requested), device_type, dtype, decoding, solver)
 
 
 # What torch.compiler.assume_constant_result sets, without the import of the whole compiler that it costs.
 choose_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+@cache
 def load(name: str) -> ModuleType:
     """Import the module of a backend; kernels load on first use."""
     return importlib.import_module(BACKENDS[name].module)

@@ -7,6 +7,7 @@ even under ``torch.compile`` and ``torch.func``.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,11 +30,22 @@ _library.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
+_LAYOUT_END = len(Layout._fields)
+_NO_CONTEXT = nullcontext()
+_OPTIONS_END = _LAYOUT_END + len(Options._fields)
+
 
 def _parts(rest: tuple[Any, ...]) -> tuple[Layout, Options, tuple[Any, ...]]:
     """What follows the operands: layout, options, and what an operator has beside."""
-    layout, options = len(Layout._fields), len(Layout._fields) + len(Options._fields)
-    return Layout(*rest[:layout]), Options(*rest[layout:options]), rest[options:]
+    layout, options = Layout._make(rest[:_LAYOUT_END]), Options._make(rest[_LAYOUT_END:_OPTIONS_END])
+    return layout, options, rest[_OPTIONS_END:]
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Precision is the backend's business; entering an autocast region where none is would only take time."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return _NO_CONTEXT
 
 
 def _forward(
@@ -47,7 +59,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     layout, options, (backend, stats) = _parts(rest)
     _validation.check_values(q, k, ridge, layout)
-    with torch.autocast(q.device.type, enabled=False):  # precision is the backend's business
+    with _no_autocast(q.device.type):
         return tuple(_backends.load(backend).forward(q, k, v, probe, ridge, gate, layout, options, stats))
 
 
@@ -66,7 +78,7 @@ def _backward(
     layout, options, (backend,) = _parts(rest)
     if do.shape[-1] > 1 and do.stride(-1) != 1:
         do = do.contiguous()
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         grads = _backends.load(backend).backward(do, q, k, v, probe, ridge, gate, kbar, g, layout, options)
     return tuple(t if t is not None else q.new_empty(0) for t in grads)
 
@@ -142,8 +154,8 @@ def forward(
     stats: bool,
 ) -> Forward:
     """Call ``flashlla::forward``."""
-    out = torch.ops.flashlla.forward(q, k, v, probe, ridge, gate, *layout, *options, backend, stats)
-    return Forward(*out)
+    out = torch.ops.flashlla.forward.default(q, k, v, probe, ridge, gate, *layout, *options, backend, stats)
+    return Forward._make(out)
 
 
 def backward(
@@ -161,7 +173,7 @@ def backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """Call ``flashlla::backward``; gradients that do not exist come back empty."""
-    grads: tuple[Tensor, ...] = torch.ops.flashlla.backward(
+    grads: tuple[Tensor, ...] = torch.ops.flashlla.backward.default(
         do, q, k, v, probe, ridge, gate, kbar, g, *layout, *options, backend
     )
     return grads

@@ -28,38 +28,42 @@ def check_operands(
     q: Tensor, k: Tensor, v: Tensor, probe: Tensor | None, packed: bool, paged: bool = False
 ) -> None:
     """Types, ranks, dtypes, devices, strides and matching sizes of q, k, v and a given probe (``r``)."""
-    layout = "[total, heads, head_dim]" if packed else "[batch, seq, heads, head_dim]"
-    named = {"q": q, "k": k, "v": v} if probe is None else {"q": q, "k": k, "v": v, "r": probe}
-    for name, t in named.items():
+    named = (("q", q), ("k", k), ("v", v)) if probe is None else (("q", q), ("k", k), ("v", v), ("r", probe))
+    dimensions = 3 if packed else 4
+    for name, t in named:
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-        if t.dim() != (3 if packed else 4):
+        shape, dtype = t.shape, t.dtype  # asked once: every question to PyTorch takes time
+        if len(shape) != dimensions:
+            layout = "[total, heads, head_dim]" if packed else "[batch, seq, heads, head_dim]"
             raise ValueError(f"{name} has shape {_shape(t)}; expected {layout}")
-        if t.dtype not in FLOATING:
-            raise TypeError(f"{name} has dtype {t.dtype}; use float32, bfloat16, float16 or float64")
-        if t.dtype != q.dtype:
-            raise TypeError(f"{name} has dtype {t.dtype} and q has {q.dtype}; cast them to one dtype")
-        if t.device != q.device:
+        if dtype not in FLOATING:
+            raise TypeError(f"{name} has dtype {dtype}; use float32, bfloat16, float16 or float64")
+        if dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {dtype} and q has {q.dtype}; cast them to one dtype")
+        if t is not q and t.device != q.device:
             raise ValueError(f"{name} is on {t.device} and q is on {q.device}; move them to one device")
-        if t.shape[-1] > 1 and t.stride(-1) != 1:
+        entries = shape[-1]
+        if entries > 1 and t.stride(-1) != 1:
             raise ValueError(
                 f"{name} has stride {t.stride(-1)} in its last dimension; call {name}.contiguous() first"
             )
-        if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
-            raise ValueError(f"{name} has {t.shape[-1]} entries a row; the limits are 1 and {MAX_HEAD_DIM}")
-    if not packed and not paged and not q.shape[0] == k.shape[0] == v.shape[0]:
+        if not 1 <= entries <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} has {entries} entries a row; the limits are 1 and {MAX_HEAD_DIM}")
+    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+    if not packed and not paged and not q_shape[0] == k_shape[0] == v_shape[0]:
         raise ValueError(
-            f"q, k, v have batch sizes {q.shape[0]}, {k.shape[0]}, {v.shape[0]}; they must be equal"
+            f"q, k, v have batch sizes {q_shape[0]}, {k_shape[0]}, {v_shape[0]}; they must be equal"
         )
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q has head dimension {q.shape[-1]} and k has {k.shape[-1]}; they must be equal")
-    if k.shape[:-1] != v.shape[:-1]:
+    if q_shape[-1] != k_shape[-1]:
+        raise ValueError(f"q has head dimension {q_shape[-1]} and k has {k_shape[-1]}; they must be equal")
+    if k_shape[:-1] != v_shape[:-1]:
         raise ValueError(
             f"k has shape {_shape(k)} and v {_shape(v)}; all but the last dimension must be equal"
         )
-    if probe is not None and probe.shape != q.shape:
+    if probe is not None and probe.shape != q_shape:
         raise ValueError(f"r has shape {_shape(probe)} and q has {_shape(q)}; they must be equal")
-    heads, kv_heads = q.shape[-2], k.shape[-2]
+    heads, kv_heads = q_shape[-2], k_shape[-2]
     if kv_heads == 0 or heads == 0:
         raise ValueError(f"q has {heads} heads and k has {kv_heads}; there must be at least one of each")
     if heads % kv_heads:
@@ -91,8 +95,8 @@ def check_options(
 
 def check_per_row(name: str, value: float | Tensor, q: Tensor, positive: bool) -> None:
     """``ridge`` or ``gate``: a number, or a tensor broadcastable to all dimensions of q but the last."""
-    rows = _shape(q)[:-1]
     if isinstance(value, Tensor):
+        rows = _shape(q)[:-1]
         if not value.is_floating_point():
             raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point")
         if value.device != q.device and value.dim() > 0:
@@ -194,7 +198,8 @@ def check_cache_fits(lengths: int | Tensor, new_rows: int, capacity: int) -> Non
     """The used lengths, after appending ``new_rows``, lie within the cache; GPU tensors are trusted."""
     if isinstance(lengths, Tensor) and (lengths.is_cuda or lengths.numel() == 0):
         return
-    lowest, highest = (lengths,) * 2 if isinstance(lengths, int) else map(int, lengths.aminmax())
+    rows = [lengths] if isinstance(lengths, int) else lengths.tolist()
+    lowest, highest = min(rows), max(rows)
     if lowest < 0:
         raise ValueError(f"cache_seqlens has the entry {lowest}; lengths start at 0")
     if highest + new_rows > capacity:
@@ -207,8 +212,9 @@ def check_cache_fits(lengths: int | Tensor, new_rows: int, capacity: int) -> Non
 def check_values(q: Tensor, k: Tensor, ridge: Tensor | None, layout: Layout) -> None:
     """What only the numbers in a tensor can tell; GPU tensors are trusted."""
     check_ridge_values(ridge)
-    _check_cumulative("cu_seqlens", layout.cu_seqlens_q, q.shape[1], "q")
-    _check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, k.shape[1], "k")
+    if layout.packed:
+        _check_cumulative("cu_seqlens", layout.cu_seqlens_q, q.shape[1], "q")
+        _check_cumulative("cu_seqlens_k", layout.cu_seqlens_k, k.shape[1], "k")
     if layout.seqlens_k is not None:
         pages = 1 if layout.block_table is None else layout.block_table.shape[1]
         check_cache_fits(layout.seqlens_k, 0, pages * k.shape[1])
@@ -217,28 +223,26 @@ def check_values(q: Tensor, k: Tensor, ridge: Tensor | None, layout: Layout) -> 
 
 def check_ridge_values(ridge: object) -> None:
     """Every entry of a ridge tensor is finite and greater than 0."""
-    if not isinstance(ridge, Tensor) or ridge.device.type != "cpu" or not ridge.numel():
+    if not isinstance(ridge, Tensor) or not ridge.is_cpu or not ridge.numel():
         return
-    lowest, highest = float(ridge.detach().min()), float(ridge.detach().max())
+    lowest, highest = map(float, ridge.detach().aminmax())
     if not (lowest > 0 and highest < math.inf):
         wrong = highest if lowest > 0 else lowest
         raise ValueError(f"ridge has the entry {wrong}; every entry must be finite and greater than 0")
 
 
 def _check_cumulative(name: str, cu_seqlens: Tensor | None, total: int, operand: str) -> None:
-    if cu_seqlens is None or cu_seqlens.device.type != "cpu":
+    if cu_seqlens is None or not cu_seqlens.is_cpu:
         return
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0:
-        raise ValueError(f"{name}[0] is {first}; cumulative lengths start at 0")
-    steps = cu_seqlens.diff()
-    if bool((steps < 0).any()):
-        at = int((steps < 0).nonzero()[0])
+    ends = cu_seqlens.tolist()  # faster than a comparison of tensors
+    if ends[0] != 0:
+        raise ValueError(f"{name}[0] is {ends[0]}; cumulative lengths start at 0")
+    if ends != sorted(ends):
+        at = next(i for i in range(1, len(ends)) if ends[i] < ends[i - 1])
         raise ValueError(
-            f"{name} falls from {int(cu_seqlens[at])} to {int(cu_seqlens[at + 1])} at entry {at + 1}; "
-            "cumulative lengths never fall"
+            f"{name} falls from {ends[at - 1]} to {ends[at]} at entry {at}; cumulative lengths never fall"
         )
-    if last != total:
+    if ends[-1] != total:
         raise ValueError(
-            f"{name} ends at {last} and {operand} holds {total} rows; the last entry must be that number"
+            f"{name} ends at {ends[-1]} and {operand} holds {total} rows; the last entry must be that number"
         )

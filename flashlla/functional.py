@@ -46,6 +46,7 @@ from flashlla.ops.types import MAX_DECODE_QUERIES, Forward, Layout, Options, acc
 DEFAULT_RTOL = {torch.float64: 1e-12, torch.float32: 5e-7, torch.float16: 1e-5, torch.bfloat16: 1e-4}
 
 _NO_RIDGE: Any = object()  # what the members that solve nothing pass on; None is a caller's mistake
+_DENSE = Layout()
 # Asked once, for torch 2.11 does not trace the question.
 _AUTOCAST = [t for t in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(t)]
 
@@ -433,7 +434,7 @@ def _dense(
 ) -> Forward:
     q, k, v, r = _autocast(q, k, v, r)
     _validation.check_operands(q, k, v, r, packed=False)
-    return _call(q, k, v, r, ridge, gate, Layout(), options, stats)
+    return _call(q, k, v, r, ridge, gate, _DENSE, options, stats)
 
 
 def _varlen(
@@ -465,7 +466,8 @@ def _varlen(
             )
     _check_rows(ridge, gate, q)
     q, k, v, r = q[None], k[None], v[None], None if r is None else r[None]
-    ridge, gate = (t[None] if isinstance(t, Tensor) else t for t in (ridge, gate))
+    ridge = ridge[None] if isinstance(ridge, Tensor) else ridge
+    gate = gate[None] if isinstance(gate, Tensor) else gate
     layout = Layout(cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
     return _call(q, k, v, r, ridge, gate, layout, options, stats)
 
@@ -502,17 +504,17 @@ def _kvcache(
     lengths = _validation.check_cache_lengths(cache_seqlens, batch, q.device)
     # every complaint comes before the cache is written
     resolved = _resolve(q, *options, decoding=q.shape[1] <= MAX_DECODE_QUERIES)
-    if not torch.compiler.is_compiling():
-        _validation.check_cache_fits(lengths, new_rows, capacity)
-        _validation.check_pages(block_table, lengths + new_rows, k_cache)
-        _validation.check_ridge_values(ridge)
     if k is not None and v is not None:
+        if not torch.compiler.is_compiling():  # the operator looks at the values too, but then it is too late
+            _validation.check_cache_fits(lengths, new_rows, capacity)
+            _validation.check_pages(block_table, lengths + new_rows, k_cache)
+            _validation.check_ridge_values(ridge)
         rows = torch.arange(batch, device=q.device)[:, None]
         slots = lengths[:, None] + torch.arange(new_rows, device=q.device)
         if block_table is not None:
             rows, slots = block_table.long()[rows, slots // page_size], slots % page_size
         k_cache[rows, slots], v_cache[rows, slots] = k, v
-    layout = Layout(seqlens_k=lengths + new_rows, block_table=block_table)
+    layout = Layout(seqlens_k=lengths + new_rows if new_rows else lengths, block_table=block_table)
     return _run(q, k_cache, v_cache, r, ridge, gate, layout, *resolved, stats=False).o
 
 
@@ -576,17 +578,19 @@ def _run(
     stats: bool,
 ) -> Forward:
     probe = None if r is None else -r
-    rows, dtype = q.shape[:3], accumulation_dtype(q.dtype)
-    ridge_rows = None if ridge is _NO_RIDGE else _per_row(ridge, rows, dtype, q.device)
-    gate_rows = _per_row(gate, rows, dtype, q.device)
+    rows, dtype, device = tuple(q.shape[:3]), accumulation_dtype(q.dtype), q.device
+    ridge_rows = None if ridge is _NO_RIDGE else _per_row(ridge, rows, dtype, device)
+    gate_rows = _per_row(gate, rows, dtype, device)
     if backend == "reference":
         _validation.check_values(q, k, ridge_rows, layout)
         o, lse = reference.attention(q, k, v, probe, ridge_rows, gate_rows, layout, options)
         nothing = torch.zeros_like(lse, requires_grad=False)
         return Forward(o, lse, q, q, nothing, nothing.to(torch.int32))
-    attend = _autograd.attend if layout.seqlens_k is None else _library.forward  # a cache has no gradient
+    differentiable = layout.seqlens_k is None and _autograd.wanted(q, k, v, probe, ridge_rows, gate_rows)
+    attend = _autograd.attend if differentiable else _library.forward
     value_dim, least = v.shape[-1], _backends.BACKENDS[backend].least_dim
-    q, k, v, probe = _widened(q, least), _widened(k, least), _widened(v, least), _widened(probe, least)
+    if least > 1:
+        q, k, v, probe = _widened(q, least), _widened(k, least), _widened(v, least), _widened(probe, least)
     out = attend(q, k, v, probe, ridge_rows, gate_rows, layout, options, backend, stats)
     return out if value_dim >= least else out._replace(o=out.o[..., :value_dim])
 
@@ -596,10 +600,12 @@ def _widened(t: _T, least_dim: int) -> _T:
     return t if t is None or t.shape[-1] >= least_dim else pad(t, (0, least_dim - t.shape[-1]))
 
 
-def _per_row(value: float | Tensor, rows: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor):
-        value = torch.full((), float(value), dtype=dtype, device=device)
-    return value.to(device=device, dtype=dtype).expand(rows)
+def _per_row(
+    value: float | Tensor, rows: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype).expand(rows)
+    return torch.full(rows, float(value), dtype=dtype, device=device)
 
 
 def _with_stats(out: Forward) -> AttentionWithStats:
@@ -607,7 +613,8 @@ def _with_stats(out: Forward) -> AttentionWithStats:
 
 
 def _in_autocast(q: Tensor) -> bool:
-    return q.device.type in _AUTOCAST and torch.is_autocast_enabled(q.device.type)
+    device_type = q.device.type
+    return device_type in _AUTOCAST and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(

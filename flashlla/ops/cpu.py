@@ -6,6 +6,8 @@ same bits whatever the number of threads, and a row's result does not depend on 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -38,14 +40,15 @@ def forward(
 ) -> Forward:
     """See ``flashlla.ops.types``. A few query rows over a cache go through the decoding kernels."""
     problem = _Problem(q, k, v, probe, ridge, gate, layout, options, stats)
-    rows = q.shape[:3]
+    rows = tuple(q.shape[:3])  # a torch.Size takes PyTorch longer
+    shape = tuple(q.shape)
     # Rows of an operand that no sequence covers do not exist, so every element of these is written; only g
     # of softmax attention has no writer.
     out = Forward(
         o=torch.empty(*rows, v.shape[-1], dtype=q.dtype),
         lse=torch.empty(rows),
-        kbar=torch.empty(q.shape),
-        g=torch.empty(q.shape) if problem.has_probe else torch.zeros(q.shape),
+        kbar=torch.empty(shape),
+        g=torch.empty(shape) if problem.has_probe else torch.zeros(shape),
         residual=torch.empty(rows),
         iterations=torch.empty(rows, dtype=torch.int32),
     )
@@ -146,10 +149,18 @@ def _sequence_table(q: Tensor, k: Tensor, layout: Layout) -> Tensor:
         cu_q, cu_k = (t.long() for t in layout.packed)
         zero = torch.zeros_like(cu_q[1:])
         return torch.stack([zero, cu_q[:-1], cu_q.diff(), zero, cu_k[:-1], cu_k.diff()], 1).contiguous()
-    row = torch.arange(batch)
-    zero = torch.zeros_like(row)
-    lengths = torch.full_like(row, kv_len) if layout.seqlens_k is None else layout.seqlens_k.long()
-    return torch.stack([row, zero, torch.full_like(row, q_len), row, zero, lengths], 1).contiguous()
+    table = _dense_table(batch, q_len, kv_len)
+    if layout.seqlens_k is not None:
+        table = table.clone()
+        table[:, 5] = layout.seqlens_k
+    return table
+
+
+@lru_cache(maxsize=64)  # nothing writes to it
+def _dense_table(batch: int, q_len: int, kv_len: int) -> Tensor:
+    """Rows of the whole length, one a batch row: making them takes longer than a small kernel."""
+    rows = [(row, 0, q_len, row, 0, kv_len) for row in range(batch)]
+    return torch.tensor(rows, dtype=torch.int64).reshape(batch, 6)
 
 
 def _instruction_set() -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from flashlla import (
@@ -264,6 +265,31 @@ def test_vmap_over_packed_sequences_is_refused(backend):
     cu_seqlens = torch.tensor([0, 20])
     with pytest.raises(NotImplementedError, match="cu_seqlens"):
         torch.func.vmap(lambda *t: lla_attention_varlen(*t, cu_seqlens, ridge=0.2, backend=backend))(q, k, v)
+
+
+def test_gradient_around_a_vmap(backend):
+    """Inside of it a tensor does not say that a gradient is wanted further out."""
+    operands, do = problem(batch=3)
+    q, rest = operands.pop("q"), {name: t[:1] for name, t in operands.items()}
+
+    def loss(stacked: Tensor) -> Tensor:
+        out = torch.func.vmap(lambda q: lla_attention(q[None], **rest, backend=backend)[0])(stacked)
+        return (out * do).sum()
+
+    alike = {name: t.expand(3, *t.shape[1:]) for name, t in rest.items()}
+    expected = evaluate(lla_attention, {"q": q, **alike}, do, backend=backend)["q"]
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert_same({"q": torch.func.grad(loss)(q)}, {"q": expected})
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["grad", "no_grad"])
+def test_forward_mode_is_refused(backend, enabled):
+    q = torch.randn(1, 5, 1, 8)
+    with torch.set_grad_enabled(enabled), forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(RuntimeError, match="jvp"):
+            lla_attention(dual, q, q, ridge=1.0, backend=backend)
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "ridge", "gate"])
