@@ -1,5 +1,6 @@
 """The compiled extension; everything else is in pyproject.toml. Torch is not needed to build it."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -11,6 +12,8 @@ X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
 CSRC = Path("csrc/cpu")
+# These come behind CFLAGS, so that a level there would be without effect.
+LEVEL = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]
 
 
 class BuildExtension(build_ext):
@@ -42,7 +45,7 @@ extension = Pybind11Extension(
     ],
     depends=[str(path) for pattern in ("*.h", "*.inc") for path in sorted(CSRC.glob(pattern))],
     cxx_std=17,
-    extra_compile_args=["-O3", "-ffp-contract=fast", "-fno-math-errno", "-pthread"],
+    extra_compile_args=[*LEVEL, "-ffp-contract=fast", "-fno-math-errno", "-pthread"],
     extra_link_args=["-pthread"],
 )
 
@@ -61,10 +64,13 @@ setup(
         *(f"flashlla.{name}" for name in find_packages("flashlla")),
         *(f"flashlla.{name}" for name in find_packages(".", include=["models*", "experiments*"])),
     ],
-    # CUDA sources are compiled where they run; the others are in the extension.
+    # All that is packed beside modules, and py.typed and *.pyi, which setuptools adds by itself. CUDA sources
+    # are compiled where they run, all others are in the extension. Of published results there is what
+    # `flashlla report` reads.
+    include_package_data=False,
     package_data={
+        "": ["results/*/table.parquet", "results/*/command.txt"],
         "flashlla._csrc": ["cuda/*.cu", "include/flashlla/*.h"],
         "flashlla.experiments.common.report": ["*.j2"],
     },
-    exclude_package_data={"flashlla._csrc": ["cpu/*", "bindings/*"]},
 )

@@ -59,10 +59,14 @@ def _check_call(shape: tuple[int, ...], dtype: str, device: str) -> tuple[str, t
 
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"flashlla": __version__, "python": platform.python_version()}
+    # CuPy's distribution is named after the CUDA version, so the module's owner is looked up. Python 3.10
+    # does not know all owners: the others have their module's name.
+    owners = importlib.metadata.packages_distributions()
     for name in PACKAGES:
-        # CuPy's distribution is named after the CUDA version, so the module's owner is looked up.
-        owners = importlib.metadata.packages_distributions().get(name, [])
-        versions[name] = importlib.metadata.version(owners[0]) if owners else None
+        try:
+            versions[name] = importlib.metadata.version(owners.get(name, [name])[0])
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
     return versions
 
 

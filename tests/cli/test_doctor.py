@@ -1,5 +1,6 @@
 """``flashlla doctor``: what it reports is what happens, and it survives what it is there to find."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -25,12 +26,27 @@ def test_versions_and_extension(capsys):
     assert found["extension"]["instruction_set"] in found["extension"]["available"]
 
 
+def test_versions_are_found_where_owners_of_modules_are_not_known(capsys, monkeypatch):
+    """As in Python 3.10, which knows only of packages that come with a list of their modules."""
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
+    _, found = report(capsys)
+    assert found["versions"]["numpy"] == importlib.metadata.version("numpy")
+
+
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16", "float16", "float64"))
 def test_backend_is_the_one_that_is_chosen(capsys, dtype):
     _, found = report(capsys, "--dtype", dtype, "--shape", "2,100,4,48")
     assert found["call"]["backend"] == _backends.choose("auto", "cpu", getattr(torch, dtype)).name
     assert found["call"]["shape"] == [2, 100, 4, 48]
     assert set(found["call"]["backends"]) == set(_backends.BACKENDS)
+
+
+def test_a_triton_that_is_too_old_is_named_and_passed_over(capsys, monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", "3.3.1")
+    code, found = report(capsys)
+    assert code == 0 and found["call"]["backend"] == "cpu"
+    assert found["call"]["backends"]["triton"].startswith("Triton 3.3.1 is too old")
 
 
 def test_text_has_every_section(capsys):
