@@ -192,14 +192,19 @@ def _tune(options: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         return _fail("flashlla tune: torch finds no GPU, and there is nothing else to tune for")
+    from flashlla._files import WriteError, check_writable
     from flashlla.ops.triton import tune, tuning
 
     folder, device = options.out.expanduser(), tuning.device_name(torch.device("cuda"))
-    for head_dim in options.head_dim:
-        if head_dim > MAX_HEAD_DIM:
-            return _fail(f"flashlla tune: --head-dim {head_dim} is above the limit of {MAX_HEAD_DIM}")
-        configs = tune.tune(head_dim, options.length, options.heads, report=print)
-        path = tuning.save(folder, device, configs)
+    try:
+        check_writable(folder)
+        for head_dim in options.head_dim:
+            if head_dim > MAX_HEAD_DIM:
+                return _fail(f"flashlla tune: --head-dim {head_dim} is above the limit of {MAX_HEAD_DIM}")
+            configs = tune.tune(head_dim, options.length, options.heads, report=print)
+            path = tuning.save(folder, device, configs)
+    except WriteError as error:
+        return _fail(f"flashlla tune: {error}")
     print(f"wrote {path}; to use it: export FLASHLLA_TUNING={folder}")
     return 0
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from flashlla._files import check_writable, parse_json, replace_file, writing
 
 from .backbone import Model
 from .config import LanguageModelConfig
@@ -53,7 +55,7 @@ def save_model(
         ValueError: weights with other names or shapes than the model's.
         OSError: the files cannot be written.
     """
-    safetensors = _safetensors()
+    _safetensors()  # or say at once that it is missing
     kind = f"flashlla.{type(model).__name__}"
     if KINDS.get(kind, (None, None))[1] is not type(model):
         raise TypeError(f"model is a {type(model).__name__}; one of {', '.join(KINDS)} can be saved")
@@ -62,11 +64,13 @@ def save_model(
     if {name: t.shape for name, t in weights.items()} != shapes:
         raise ValueError("weights has other names or shapes than the model; pass those of this model")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    check_writable(directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2)
     tensors = {name: t.detach().contiguous() for name, t in weights.items()}
     metadata = {"format": kind, "config": config}
-    replace_file(directory / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path, metadata))
+    replace_file(directory / WEIGHTS, lambda path: _write(path, tensors, metadata))
     replace_file(directory / CONFIG, lambda path: path.write_text(config + "\n"))
 
 
@@ -84,10 +88,20 @@ def load_model(directory: str | os.PathLike, device: torch.device | str = "cpu")
         raise FileNotFoundError(f"{path} does not exist; save_model() writes it")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            model = _build(path, file.metadata() or {}, shapes)
+            tensors = {name: file.get_tensor(name) for name in shapes}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is corrupt ({error}); restore it from a copy") from error
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:  # a dtype that no parameter has
+        raise ValueError(f"{path} does not fit its own configuration: {error}") from error
+    return model
+
+
+def _build(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Model:
+    """The model that a file describes, on the meta device: what a stranger asks for takes no memory."""
     if metadata.get("format") not in KINDS:
         raise ValueError(
             f"{path} was not written by save_model(): its format is {metadata.get('format')!r}, none of "
@@ -95,44 +109,37 @@ def load_model(directory: str | os.PathLike, device: torch.device | str = "cpu")
         )
     config_class, model_class = KINDS[metadata["format"]]
     try:
-        config = config_class.from_dict(json.loads(metadata.get("config", "")))
-    except (TypeError, ValueError) as error:
+        config = config_class.from_dict(parse_json(metadata.get("config", "")))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a configuration that no model has: {error}") from error
-    if config.depth > len(tensors):  # before blocks are made that no tensor is there for
+    if config.depth > len(shapes):  # before blocks are made that no tensor is there for
         raise ValueError(
-            f"{path} does not fit its own configuration: depth={config.depth} and {len(tensors)} tensors"
+            f"{path} does not fit its own configuration: depth={config.depth} and {len(shapes)} tensors"
         )
-    with torch.device("meta"):
-        model = model_class(config)
     try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit its own configuration: {error}") from error
+        with torch.device("meta"):
+            model = model_class(config)
+    except Exception as error:  # whatever torch says of sizes that no tensor can have
+        raise ValueError(f"{path} has a configuration that no model has: {error}") from error
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if wrong := sorted(n for n in wanted.keys() | shapes.keys() if wanted.get(n) != shapes.get(n)):
+        raise ValueError(
+            f"{path} does not fit its own configuration: {wrong[0]} is {_shape(shapes, wrong[0])} there "
+            f"and {_shape(wanted, wrong[0])} in its model; restore it from a copy"
+        )
     return model
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` a file next to ``path``, see it on the disk, and move it into place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask wants it; safetensors would leave the file private
-        write(temporary)
-        temporary.chmod(mode)
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)  # the move itself
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(shapes.get(name, "missing"))
 
 
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    safetensors = _safetensors()
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        safetensors.torch.save_file(dict(tensors), path, metadata)
+    except safetensors.SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def _safetensors() -> ModuleType:

@@ -55,7 +55,9 @@ class StackConfig:
 
     def __post_init__(self):
         check_sizes(dim=self.dim, depth=self.depth, heads=self.heads)
-        check_given_sizes(kv_heads=self.kv_heads, mlp_hidden=self.mlp_hidden or None)
+        check_given_sizes(
+            kv_heads=self.kv_heads, mlp_hidden=None if self.mlp_hidden == 0 else self.mlp_hidden
+        )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         self._check_mixer()

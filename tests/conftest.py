@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,52 @@ def pytest_configure(config: pytest.Config) -> None:
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+
+
+class SmallDisk:
+    """A file system of its own, of four MiB."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._ballast = folder, folder / "ballast"
+
+    def fill(self, spare: int = 0) -> None:
+        """Leave no more than some bytes free."""
+        self.empty()
+        found = os.statvfs(self.folder)
+        self._ballast.write_bytes(bytes(found.f_bavail * found.f_frsize - spare))
+
+    def fill_at(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be full from the moment on when a file of this name, or with this ending, is to be replaced."""
+        from flashlla import _files
+
+        writing = _files.writing
+
+        def fill_first(path: Path):
+            if path.name.endswith(name):
+                self.fill()
+            return writing(path)
+
+        monkeypatch.setattr(_files, "writing", fill_first)
+
+    def empty(self) -> None:
+        """Make room again."""
+        self._ballast.unlink(missing_ok=True)
+
+    def protect(self) -> None:
+        """Let nothing be written from now on."""
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk that can be full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system can only be mounted by root, outside of a container")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

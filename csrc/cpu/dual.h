@@ -10,8 +10,8 @@
 struct Dual {
   bool row[kTileRows];  // solved in key space
   bool any;
-  int64_t begin;  // first key of c and u
-  int stride;
+  int64_t begin = 0;  // first key of c and u
+  int stride = 0;
   float *c, *u;  // [kTileRows][stride]: (k - kbar) . g and (k - kbar) . f
   float f_dot_g[kTileRows];
 };

@@ -191,7 +191,7 @@ def _posterior(text: str, mixer: str):
     figure, axes = figures.panels(2, width=4.2, height=2.3, caption=caption, sharey=True)
     for axis, beta in zip(axes[0], (1.0, 5.0), strict=True):
         weights = posterior_weights(torch.zeros_like(found), observed, found, beta)[0]
-        for number, (line, color) in enumerate(zip(weights, ("#2f78b7", "#e8871e", "#3a9e8c"), strict=True)):
+        for number, (line, color) in enumerate(zip(weights, ("#2f78b7", "#c46f12", "#35968a"), strict=True)):
             places = np.arange(len(text)) - 0.06 + 0.06 * number
             axis.step(places, line, where="mid", color=color, lw=1.8, label=str(number) * 3)
         axis.set_xticks(range(len(text)), list(text))

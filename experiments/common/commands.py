@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import flashlla.experiments
+from flashlla._files import WriteError, check_writable
 
 from . import executors, figures, registry
 from .experiment import PRESETS, Experiment, ExperimentConfig, ExperimentError, TrialsFailed
 from .files import write_text
-from .report import Section, render
+from .report import Section, benchmarks, render
 from .sweep import Sweep
 from .table import Table, as_text, read_table, write_table
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT, FAILED = 2, 1
 RESULTS = "results"  # folder in the package of an experiment, one folder a preset in it
+BENCHMARKS = Path(next(iter(flashlla.experiments.__path__))).parent / "bench" / "results"  # of a checkout
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,18 +55,19 @@ def run(words: Sequence[str]) -> int:
     """``flashlla run EXPERIMENT ...``: compute a sweep and say what came out; the exit code."""
     try:
         options = _parse_run(words)
+        if options.publish:
+            check_writable(_published(options))
         sweep = Sweep(options.experiment, options.config, options.out)
         table = _compute(sweep, options)
-    except ExperimentError as error:
-        print(f"flashlla run: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, TrialsFailed) else BAD_INPUT
-    _show(options.experiment, table)
-    print(f"\ntable    {options.out / 'table.parquet'}")
-    drawn = figures.draw(options.experiment, table)
-    for path in _save(drawn, options.out):
-        print(f"figure   {path}")
-    if options.publish:
-        print(f"results  {_publish(options, table, drawn)}")
+        _show(options.experiment, table)
+        print(f"\ntable    {options.out / 'table.parquet'}")
+        drawn = figures.draw(options.experiment, table)
+        for path in _save(drawn, options.out):
+            print(f"figure   {path}")
+        if options.publish:
+            print(f"results  {_publish(options, table, drawn)}")
+    except (ExperimentError, WriteError) as error:
+        return _fail("run", error)
     return 0
 
 
@@ -75,8 +78,7 @@ def list_experiments(words: Sequence[str]) -> int:
         parser.parse_args(words)
         experiments = [registry.load(name) for name in registry.names()]
     except ExperimentError as error:
-        print(f"flashlla list: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _fail("list", error)
     width = max(map(len, registry.names()))
     for experiment in experiments:
         print(f"{experiment.name:{width}}  {experiment.title}  ({experiment.paper})")
@@ -85,27 +87,34 @@ def list_experiments(words: Sequence[str]) -> int:
 
 
 def report(words: Sequence[str]) -> int:
-    """``flashlla report``: one page with the results of all experiments."""
+    """``flashlla report``: one page with the results of all experiments and benchmarks."""
     parser = _Parser(
         prog="flashlla report",
-        description="Write one page with tables, figures and claims of all experiments, from the results "
-        "that come with the package or from runs of yours.",
+        description="Write one page with tables, figures and claims of all experiments and with what was "
+        "measured of speed and accuracy, from the results of the repository or from runs of yours.",
     )
     parser.add_argument("--runs", type=Path, metavar="DIR", help="take results from DIR/EXPERIMENT/PRESET")
     parser.add_argument("--preset", default="small", choices=PRESETS, help="whose results: small")
+    parser.add_argument(
+        "--bench", type=Path, default=BENCHMARKS, metavar="DIR", help="of benchmarks: the repository's"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), metavar="FILE", help="the page")
     try:
         options = parser.parse_args(words)
+        check_writable(options.out.parent)
         sections = [_section(registry.load(name), options.preset, options.runs) for name in registry.names()]
-        write_text(options.out, render(sections))
-    except ExperimentError as error:
-        print(f"flashlla report: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except OSError as error:
-        print(f"flashlla report: {options.out} cannot be written: {error.strerror}", file=sys.stderr)
-        return BAD_INPUT
+        measured = (read(options.bench) for read in (benchmarks.accuracy, benchmarks.speed))
+        write_text(options.out, render(sections, *measured))
+    except (ExperimentError, WriteError) as error:
+        return _fail("report", error)
     print(options.out)
     return 0
+
+
+def _fail(command: str, error: Exception) -> int:
+    """Say it in one line; the exit code."""
+    print(f"flashlla {command}: {error}", file=sys.stderr)
+    return FAILED if isinstance(error, (TrialsFailed, WriteError)) else BAD_INPUT
 
 
 # ---- what is asked for ------------------------------------------------------------------------------
@@ -196,7 +205,7 @@ def _compute(sweep: Sweep, options: _Options) -> Table:
         def show(key: str, error: str | None) -> None:
             bar.advance(task)
             if error:
-                bar.console.print(f"trial {key} failed: {error}", markup=False)
+                bar.console.print(f"trial {key} failed: {error}", markup=False, soft_wrap=True)
 
         return sweep.run(submit, show)
 
@@ -224,6 +233,10 @@ def _package(experiment: Experiment) -> Path:
     return Path(next(iter(flashlla.experiments.__path__)), experiment.name)
 
 
+def _published(options: _Options) -> Path:
+    return _package(options.experiment) / RESULTS / options.preset
+
+
 def _save(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write figures into a folder; their files."""
     paths = {folder / f"{name}.png": figure for name, figure in drawn.items()}
@@ -234,7 +247,7 @@ def _save(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 def _publish(options: _Options, table: Table, drawn: Mapping[str, Figure]) -> Path:
     """Table, figures and the command into the package."""
-    folder = _package(options.experiment) / RESULTS / options.preset
+    folder = _published(options)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(table, folder / "table.parquet")
     _save(drawn, folder)
@@ -248,7 +261,7 @@ def _section(experiment: Experiment, preset: str, runs: Path | None) -> Section:
     kept = _package(experiment) / RESULTS / preset
     folder = kept if runs is None else runs / experiment.name / preset
     command = f"flashlla run {experiment.name} --preset {preset}"
-    with contextlib.suppress(OSError):
-        command = (folder / "command.txt").read_text().strip()
+    if (folder / "command.txt").is_file():
+        command = (folder / "command.txt").read_text(errors="replace").strip()
     table: Any = read_table(folder / "table.parquet") if (folder / "table.parquet").exists() else None
     return Section(experiment, table, command)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashlla.models.checkpoint import replace_file
+from flashlla._files import replace_file
 
 from .statistics import Interval, bootstrap
 
@@ -22,20 +23,22 @@ if TYPE_CHECKING:
     from .experiment import Experiment
     from .table import Table
 
-# Colours that people with any colour vision tell apart, on white and on black; the markers tell them as well.
+# Colours that people with any colour vision tell apart, with a contrast of 3 or more on white and on black;
+# the markers tell them as well.
 STYLES = {
     "lla": ("#d1495b", "o", "LLA"),
-    "parallax": ("#e8871e", "s", "Parallax"),
+    "parallax": ("#c46f12", "s", "Parallax"),
     "softmax": ("#2f78b7", "^", "softmax"),
-    "mesanet": ("#7a5195", "D", "MesaNet"),
+    "mesanet": ("#8d62ab", "D", "MesaNet"),
     "linear_attention": ("#8a8a8a", "v", "linear attention"),
-    "gla": ("#3a9e8c", "<", "GLA"),
-    "deltanet": ("#b5a52a", ">", "DeltaNet"),
+    "gla": ("#35968a", "<", "GLA"),
+    "deltanet": ("#948718", ">", "DeltaNet"),
     "gated_deltanet": ("#5b8c2a", "P", "Gated DeltaNet"),
-    "mamba2": ("#a0522d", "X", "Mamba-2"),
+    "mamba2": ("#a8592f", "X", "Mamba-2"),
     "hyena": ("#c266b0", "*", "Hyena"),
-    "mesanet, forgetting": ("#b79bd1", "d", "MesaNet, forgetting"),
+    "mesanet, forgetting": ("#a37cd0", "d", "MesaNet, forgetting"),
 }
+OTHERS = ("softmax", "parallax", "gated_deltanet", "lla", "mesanet", "mamba2", "hyena", "linear_attention")
 INK = "#757575"  # readable on white and on black
 SETTINGS = {
     "svg.hashsalt": "flashlla",  # otherwise names in the file differ every time
@@ -46,17 +49,23 @@ SETTINGS = {
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.edgecolor": INK,
+    "axes.prop_cycle": f"cycler(color={[STYLES[name][0] for name in OTHERS]})",  # of what is no mixer
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
 }
 
 
-def draw(experiment: Experiment, table: Table) -> Mapping[str, Figure]:
-    """The figures of an experiment, in the style of this module."""
+def style() -> AbstractContextManager[None]:
+    """The style of this module, for what is drawn within."""
     from matplotlib import rc_context
 
-    with rc_context(SETTINGS):
+    return rc_context(SETTINGS)
+
+
+def draw(experiment: Experiment, table: Table) -> Mapping[str, Figure]:
+    """The figures of an experiment, in the style of this module."""
+    with style():
         return experiment.figures(table)
 
 
@@ -83,7 +92,8 @@ def panels(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", label=caption)
+    figure = Figure(figsize=(width * columns, height * rows), dpi=130, layout="constrained", label=caption)
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -131,23 +141,28 @@ def plain_numbers(axis: Axis) -> None:
 
 def as_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element on a transparent ground; its text takes the colour of the page."""
-    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)
     buffer = io.StringIO()
-    with rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with style():  # not by savefig, which draws twice
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue().replace(INK, "currentColor")
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure on white, in place of what is there; with a palette it takes a third of the bytes."""
-    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    buffer = io.BytesIO()
-    with rc_context(SETTINGS):
-        figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    canvas = FigureCanvasAgg(figure)
+    with style():
+        canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    image = Image.new("RGB", drawn.size, "white")
+    image.paste(drawn, mask=drawn)
+    image = image.quantize(128, dither=Image.Dither.NONE)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda aside: image.save(aside, format="png", optimize=True))

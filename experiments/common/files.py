@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flashlla.models.checkpoint import replace_file
+from flashlla._files import replace_file, writing
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text``, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -58,10 +59,15 @@ def bootstrap(
     value = float(statistic(samples, axis=0))
     if len(samples) == 1:
         return Interval(value, -np.inf, np.inf)
-    draws = np.random.default_rng(seed).integers(len(samples), size=(RESAMPLES, len(samples)))
-    values = statistic(samples[draws], axis=1)
+    values = statistic(samples[_resamples(len(samples), seed)], axis=1)
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))
+
+
+@lru_cache(maxsize=8)
+def _resamples(count: int, seed: int) -> np.ndarray:
+    """Which samples are drawn, ``[resamples, count]``."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
 
 
 def over_seeds(numbers: pandas.Series, statistic: Callable[..., Any] = np.mean) -> Interval:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from flashlla._files import WriteError, check_writable, read_json, writing
 
 from . import provenance
 from .experiment import (
@@ -40,7 +43,7 @@ class Sweep:
     """One configuration of an experiment, and what is computed of it in ``folder``.
 
     Raises:
-        ExperimentError: the configuration has no trials, or the folder cannot be written.
+        ExperimentError: the configuration has no trials.
     """
 
     def __init__(self, experiment: Experiment, config: ExperimentConfig, folder: Path):
@@ -69,7 +72,8 @@ class Sweep:
 
         Raises:
             TrialsFailed: some ended with an error; the others are in the table.
-            ExperimentError: another process is at work in the folder, or it cannot be written.
+            ExperimentError: another process is at work in the folder.
+            OSError: it cannot be written; said before the first trial where it shows there.
         """
         with self._alone():
             write_json(self.folder / "config.json", self._description())
@@ -100,16 +104,18 @@ class Sweep:
 
     def _rows(self, key: str) -> list[dict] | None:
         try:
-            return json.loads((self.folder_of(key) / "rows.json").read_text())
-        except (OSError, ValueError):  # a damaged file is computed again
+            rows = read_json(self.folder_of(key) / "rows.json")
+        except (OSError, ValueError):
             return None
+        good = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        return rows if good else None  # a damaged file is computed again
 
     def _finish(self, key: str, outcome: Any) -> str | None:
         """Keep the rows of a trial, or what went wrong; the last line of that."""
         if isinstance(outcome, str):
             write_text(self.folder_of(key) / "error.txt", outcome)
             return outcome.strip().splitlines()[-1]
-        (self.folder_of(key) / "error.txt").unlink(missing_ok=True)
+        (self.folder_of(key) / "error.txt").unlink(missing_ok=True)  # of an earlier try
         write_json(self.folder_of(key) / "rows.json", outcome)
         return None
 
@@ -126,14 +132,11 @@ class Sweep:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Two sweeps in one folder would compute the same trials."""
-        try:
+        check_writable(self.folder)
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held below)
-        except OSError as error:
-            raise ExperimentError(
-                f"{self.folder} cannot be written: {error.strerror}; choose another --out"
-            ) from error
-        with lock:
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with open(handle, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -144,7 +147,11 @@ class Sweep:
 
 
 def compute(name: str, trial: str, folder: str) -> list[dict[str, Any]] | str:
-    """One trial, in the process that calls: its rows and where they come from, or a traceback."""
+    """One trial, in the process that calls: its rows and where they come from, or a traceback.
+
+    Raises:
+        OSError: the trial cannot write into its folder.
+    """
     from . import registry
 
     experiment = registry.load(name)
@@ -152,6 +159,8 @@ def compute(name: str, trial: str, folder: str) -> list[dict[str, Any]] | str:
     begun = time.perf_counter()
     try:
         rows: Sequence = experiment.run(decoded, Path(folder))
+    except WriteError:  # a full disk is so for the other trials too
+        raise
     except Exception:
         return traceback.format_exc()
     versions = provenance.versions()

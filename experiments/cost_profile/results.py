@@ -10,7 +10,7 @@ from .memory import MEASURED
 from .methods import PHASES
 
 NAMES = {"lla, blockwise": "LLA, blockwise", "lla, naive": "LLA, naive"}
-COLORS = ("#6b1424", "#ea9aa7")  # of the forms of LLA beside the compiled one, which has the style of LLA
+COLORS = ("#a8592f", "#c266b0")  # of the forms of LLA beside the compiled one, which has the style of LLA
 
 
 def summary(table: Table) -> Table:

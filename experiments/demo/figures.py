@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashlla.models.checkpoint import replace_file
+from flashlla._files import replace_file
 
 if TYPE_CHECKING:
     from flashlla.experiments.demo.training import Curves

@@ -23,11 +23,12 @@ from rich.text import Text
 
 import flashlla
 from flashlla import _backends, models
+from flashlla._files import check_writable
 
 from ..common.files import write_json, write_text
 from . import figures, sampling, training
 from .data import VALIDATION_WINDOWS, Corpus, load_corpus
-from .files import read_json
+from .files import read_run
 from .settings import MIXERS, DemoError, Settings
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -61,6 +62,7 @@ def run(settings: Settings, out: Path, mode: str = "auto") -> int:
     corpus = load_corpus()
     settings = replace(settings, corpus=corpus.digest)
     _check_sizes(settings, corpus)
+    check_writable(out)
     settings = _prepare(settings, corpus, out, mode, console)
     _introduce(settings, corpus, backend, console)
     try:
@@ -104,7 +106,7 @@ def _check_sizes(settings: Settings, corpus: Corpus) -> None:
 
 def _prepare(settings: Settings, corpus: Corpus, out: Path, mode: str, console: Console) -> Settings:
     """Settle what is in ``out`` already, and the number of steps; what is left there fits the settings."""
-    stored = None if mode == "fresh" else read_json(out / "run.json")
+    stored = None if mode == "fresh" else read_run(out / "run.json")
     if mode == "resume" and (stored is None or stored["finished"]):
         raise DemoError(f"{out} holds no unfinished run to resume; leave --resume out to start one")
     if stored is not None:

@@ -75,6 +75,7 @@ def _theory(table: Table):
     _lines(middle, rows[rows["bias"].notna()], "decay", ESTIMATES)
     middle.set(title="relative bias, exact values", xlabel="λ")
     middle.set_yscale("symlog", linthresh=1e-15)
+    middle.set_yticks([0, 1e-12, 1e-9, 1e-6, 1e-3, 1])
     _lines(right, theory(table, "error"), "error", PARTS)
     right.set(title="relative bias, wrong V_high", xlabel="size of the error")
     for axis in axes[0]:
@@ -111,6 +112,7 @@ def _learning(table: Table):
     for arm, part in plans.groupby("arm", sort=False):
         found = part.groupby("place")["switch_rate"].mean()
         axes[0][1].plot(found.index, found, marker="o", ms=4.5, lw=1.6, color=colors[arm])
+    axes[0][1].margins(y=0.3)
     axes[0][0].set(title="share of successes", xlabel="draws", ylim=(0, None))
     axes[0][1].set(title="share of turns with SWITCH", xlabel="draws", ylim=(0, None))
     figures.legend_beside(figure, axes[0][0])

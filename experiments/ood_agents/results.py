@@ -87,7 +87,7 @@ def _matrix(axis: Axes, rows: Table) -> None:
     axis.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for (line, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            color = "white" if value > 0.6 else "black"
+            color = "white" if value > 0.7 else "black"
             weight = "bold" if line == column + 1 else "normal"
             axis.text(column, line, f"{value:.2f}", ha="center", va="center", color=color, weight=weight)
     axis.set_xticks(range(len(DOMAINS)), DOMAINS)

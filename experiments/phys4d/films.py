@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlla.models.checkpoint import replace_file
+from flashlla._files import replace_file
 
 from .render import Clip
 from .worlds import LOW, WALL

@@ -95,9 +95,9 @@ def _drift(table: Table):
             _band(axis, rows[(rows["mixer"] == mixer) & (rows["arm"] == arm)], "frame", "drift", color, arm)
         taken = rows[(rows["mixer"] == mixer) & (rows["arm"] == "retake")].groupby("frame")["drift"].mean()
         axis.plot(taken.index, taken, color=figures.INK, ls="--", lw=1, label=NAMES["retake"])
-        axis.set(title=figures.label(mixer), xlabel="frame", ylim=(0, None))
+        axis.set(title=figures.label(mixer), xlabel="frame")
         axis.set_xticks(sorted(rows["frame"].astype(int).unique()))
-    axes[0][0].set_ylabel("half-widths of the box")
+    axes[0][0].set(ylabel="half-widths of the box", ylim=(0, None))
     figures.legend_beside(figure, axes[0][0])
     return figure
 

@@ -11,6 +11,7 @@ from .data import CONTROL, FORMS
 from .methods import TITLES
 
 OURS = "asked by us"
+BLOCK = ["seed", "block"]
 FEWEST = 5  # series that a claim is judged from: two that agree would give an interval beyond 1
 
 
@@ -37,9 +38,15 @@ def mean_ratio(table: Table, method: str, over: str, form: str) -> Interval | No
 
 def _errors(table: Table, method: str, over: str) -> np.ndarray:
     """Mean squared errors of both, ``[blocks, 2]``; no blocks if the table lacks one of them."""
-    errors = table.pivot(index=["seed", "block"], columns="method", values="error")
-    errors["naive"] = table.groupby(["seed", "block"])["naive"].first()
-    return errors[[method, over]].to_numpy() if {method, over} <= set(errors) else np.empty((0, 2))
+    ours, theirs = (_of_method(table, name) for name in (method, over))
+    return np.stack([ours, theirs], axis=1) if len(ours) and len(theirs) else np.empty((0, 2))
+
+
+def _of_method(table: Table, name: str) -> np.ndarray:
+    """One error a block; every row has that of the naive predictor as well."""
+    if name == "naive":
+        return table.drop_duplicates(BLOCK).sort_values(BLOCK)["naive"].to_numpy()
+    return table[table["method"] == name].sort_values(BLOCK)["error"].to_numpy()
 
 
 def _of_means(pairs: np.ndarray, axis: int) -> np.ndarray:

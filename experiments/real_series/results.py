@@ -15,9 +15,9 @@ ROWS |= {MEAN: "geometric mean of these", CONTROL: "control: diabetes"}
 STYLES = {  # colour and marker
     "lla": figures.STYLES["lla"][:2],
     "softmax": figures.STYLES["softmax"][:2],
-    "ridge": ("#7a5195", "D"),
+    "ridge": ("#8d62ab", "D"),
     "k-nn": ("#8a8a8a", "v"),
-    "gp": ("#3a9e8c", "s"),
+    "gp": ("#35968a", "s"),
 }
 
 

@@ -22,14 +22,14 @@ NAMES = {  # in the order that readers meet them
 }
 COLORS = {
     "opme": "#d1495b",
-    "uniform": "#e8871e",
-    "epsilon_greedy": "#7a5195",
+    "uniform": "#c46f12",
+    "epsilon_greedy": "#8d62ab",
     "ols": "#2f78b7",
     "regression": "#2f78b7",
-    "no_transport": "#3a9e8c",
+    "no_transport": "#35968a",
     "direct": "#8a8a8a",
-    "direct_uniform": "#b5a52a",
-    "source_optimal": "#a0522d",
+    "direct_uniform": "#948718",
+    "source_optimal": "#a8592f",
 }
 ENDS = {"value_error": "value error", "mixture": "mixture lacks", "greedy": "greedy lacks"}
 TITLES = {
@@ -166,6 +166,7 @@ def _gaps(table: Table):
         _lines(axis, worst, column)
         _guide(axis, worst, column)
         axis.set(title=title, yscale="log", ylabel="largest suboptimality over gaps")
+        figures.plain_numbers(axis.yaxis)
         gaps = worst[worst["method"] == "opme"].groupby("episodes")["gap"].agg(geometric_mean)
         line = {"mixture": "-", "greedy": "--"}[column]
         axes[0, 2].plot(gaps.index, gaps, color=COLORS["opme"], ls=line, label=title)
@@ -193,7 +194,7 @@ def _hardness(table: Table):
     for axis, column, by, text, title in panels:
         for i, value in enumerate(sorted(set(by), reverse=True)):
             own = means[by == value].sort_values(column)
-            shade = ("#d1495b", "#e8871e", "#7a5195", "#2f78b7")[i % 4]
+            shade = ("#d1495b", "#c46f12", "#8d62ab", "#2f78b7")[i % 4]
             axis.plot(
                 own[column], own["value_error"], color=shade, marker="o", ms=4, label=text.format(value)
             )
@@ -241,5 +242,6 @@ def _forms(table: Table):
         axis.set_xscale("log", base=2)
         axis.set(title=title, xlabel="episodes K", yscale="log")
     axes[0, 0].set_ylabel("value error")
+    figures.plain_numbers(axes[0, 0].yaxis)
     figures.legend_beside(figure, axes[0, 0])
     return figure

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flashlla._files import parse_json, sync, writing
+
 
 class MetricsLog:
     """Appends to ``metrics.jsonl``; every line names the steps done, ``step``, which never fall.
@@ -29,12 +31,14 @@ class MetricsLog:
 
         Raises:
             ValueError: a number that JSON does not know (NaN, infinity).
+            OSError: the lines cannot be written; one of them may then be cut short.
         """
         records = list(records)
         lines = "".join(json.dumps(dict(record), allow_nan=False) + "\n" for record in records)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(lines.encode())
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write(lines.encode())
         for record in records if self._events else ():
             for name, value in record.items():
                 if name != "step":
@@ -43,15 +47,21 @@ class MetricsLog:
     def sync(self) -> None:
         """See the lines on the disk."""
         if self.path.exists():
-            with open(self.path, "ab") as file:
-                os.fsync(file.fileno())
+            with writing(self.path):
+                sync(self.path)
         if self._events:
             self._events.flush()
 
     def cut(self, step: int) -> None:
-        """Drop the lines of later steps, and a line that a crash cut short."""
-        if not self.path.exists():
+        """Drop the lines of later steps, and a line that a crash cut short.
+
+        Raises:
+            OSError: the log is a link, which may lead anywhere, or no file.
+        """
+        if not os.path.lexists(self.path):
             return
+        if self.path.is_symlink() or not self.path.is_file():
+            raise OSError(f"{self.path} is no regular file; remove it")
         kept = 0
         with open(self.path, "rb") as file:
             for line in file:
@@ -70,7 +80,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def _is_until(line: bytes, step: int) -> bool:
     try:
-        return json.loads(line)["step"] <= step
+        return parse_json(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
 

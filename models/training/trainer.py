@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .checkpoints import CheckpointError, Checkpoints
+from flashlla._files import check_writable
+
+from .checkpoints import CheckpointError, Checkpoints, step_of
 from .config import TrainerConfig
 from .context_parallel import shard_batch, whole_sequences
 from .ema import MovingAverage
@@ -131,8 +133,9 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or gradient norm is NaN or infinite.
             CheckpointError: every checkpoint is corrupt, or they are of another run.
-            OSError: nothing can be written.
+            OSError: nothing can be written; said before the first step where it shows there.
         """
+        check_writable(self.folder)
         if self.step == 0:
             self.resume()
         self.model.train()
@@ -281,11 +284,14 @@ class Trainer:
             ]
             if different:
                 raise CheckpointError(f"{path} is of another run: {'; '.join(different)}")
-            stateless = {p for name, p in self._model.named_parameters() if name in info["stateless"]}
+            names, step = info.get("stateless"), step_of(path)
+            if not isinstance(names, list) or info.get("step") != step:
+                raise CheckpointError(f"{path} has another step, or no list of parameters without a state")
+            stateless = {p for name, p in self._model.named_parameters() if name in names}
             create_state(self.optimizers, stateless)
             self.checkpoints.load(path, self._tensors())
             forget_gathered(self._model)
-            self.step = info["step"]
+            self.step = step
         if self._log is not None:
             self._log.cut(self.step)
         return self.step

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from processes import left_over
 
 import flashlla
 from flashlla import cli, models
@@ -288,10 +289,66 @@ def test_wrong_arguments_give_one_line(capsys, tmp_path, wrong, complaint):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unwritable_folder_gives_one_line(capsys, tmp_path):
+def test_an_unwritable_folder_gives_one_line(small_disk, capsys, tmp_path, monkeypatch):
+    """Before a step is timed or made."""
+
+    def nothing(*_):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(Trainer, "train_step", nothing)
     (tmp_path / "file").write_text("")
-    assert cli.main(["demo", "--device", "cpu", "--steps", "1", "--out", str(tmp_path / "file" / "out")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    small_disk.protect()
+    for folder, reason in (
+        (tmp_path / "file", "Not a directory"),
+        (small_disk.folder, "Read-only file system"),
+    ):
+        for length in ("--steps=9", "--minutes=1"):
+            assert cli.main(["demo", "--device", "cpu", length, "--out", str(folder / "out")]) == 1
+            error = capsys.readouterr().err
+            assert f"{folder / 'out'} cannot be written: {reason}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "model.safetensors",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("run.json", "manifest.json", "metrics.json", "loss.png", "sample.txt")
+        ),
+    ),
+)
+def test_a_full_disk_gives_one_line_and_a_run_that_goes_on(name, demo, small_disk, monkeypatch):
+    out = small_disk.folder / "out"
+    assert demo(out, steps=1)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.name.endswith(name)}
+    with monkeypatch.context() as patch:
+        small_disk.fill_at(name, patch)
+        code, _, error = demo(out, "--fresh", steps=2)
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith(f"flashlla demo: {out}") and "No space left on device" in error
+    assert {path: path.read_bytes() for path in before} == before and not left_over(out)
+    small_disk.empty()
+    assert demo(out, "--fresh" if name == "run.json" else "--resume", steps=2)[0] == 0
+    assert metrics(out)["settings"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        "",
+        "NaN",
+        "[]",
+        "{}",
+        '{"finished": false, "settings": {"steps": "9"}}',
+        pytest.param("[" * 10**5, id="deep"),
+    ),
+)
+def test_a_hostile_state_is_named(content, demo, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    code, _, error = demo(tmp_path)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "run.json is damaged" in error and "--fresh" in error
 
 
 def test_missing_packages_are_named(capsys, monkeypatch):

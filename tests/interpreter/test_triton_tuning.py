@@ -5,6 +5,7 @@ rounding.
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -49,11 +50,49 @@ def test_another_configuration_is_as_right(folder):
     assert_within_budget(out, exact(lla_attention, operands)["out"], torch.bfloat16, 1.0)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"configs": {"probe_fwd/16": [1, 2]}}', '{"configs": 3}'])
+def entry(numbers):
+    return f'{{"configs": {{"probe_fwd/16": {numbers}}}}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        pytest.param("[" * 10**5, id="deep"),
+        '{"configs": 3}',
+        *map(
+            entry, ("3", "[1, 2]", '"abcd"', "[16, 16, 4, NaN]", "[16, 16, 4, Infinity]", "[16, 16, true, 1]")
+        ),
+        *map(
+            entry,
+            ("[0, 16, 4, 1]", "[-16, 16, 4, 1]", "[16, 48, 4, 1]", "[16.0, 16, 4, 1]", '["16", 16, 4, 1]'),
+        ),
+        *map(entry, (f"[{10**9}, 16, 4, 1]", f"[16, {2**80}, 4, 1]", "[16, 16, 64, 1]", "[16, 16, 4, 1000]")),
+    ],
+)
 def test_a_broken_file_is_named(folder, content):
     (folder / "cpu.json").write_text(content)
     with pytest.raises(ValueError, match=r"cpu\.json .*FLASHLLA_TUNING"):
         _configs.choose("probe_fwd", CPU, 16, wide=False)
+
+
+def test_what_is_no_file_is_named(folder):
+    for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        make(folder / "cpu.json")
+        with pytest.raises(ValueError, match=r"cpu\.json .*FLASHLLA_TUNING"):
+            _configs.choose("probe_fwd", CPU, 16, wide=False)
+        os.rmdir(folder / "cpu.json") if make is os.mkdir else os.unlink(folder / "cpu.json")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning, "device_name", lambda device: "gpu")
+    monkeypatch.setattr(tune, "tune", lambda *_, **options: pytest.fail("something was measured"))
+    (tmp_path / "file").touch()
+    assert cli.main(["tune", "--out", str(tmp_path / "file")]) == 1
+    error = capsys.readouterr().err
+    assert "file cannot be written: Not a directory" in error and error.count("\n") == 1
 
 
 def test_the_fastest_wins_and_what_does_not_fit_is_passed_over():

@@ -65,6 +65,27 @@ def test_an_interrupted_save_leaves_the_old_model(fails, make_model, tokens, tmp
     assert torch.equal(models.load_model(tmp_path)(tokens), model(tokens))
 
 
+def test_a_full_disk_leaves_the_old_model(make_model, small_disk):
+    folder = small_disk.folder / "model"
+    models.save_model(make_model(), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for spare in (0, 4096, 20000):  # for nothing, a first block, a part of the weights
+        small_disk.fill(spare)
+        with pytest.raises(OSError, match=rf"{folder}.* cannot be written: .*No space left.*; make"):
+            models.save_model(make_model(seed=1), folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    small_disk.empty()
+    models.save_model(make_model(seed=1), folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(make_model, small_disk, tmp_path):
+    (tmp_path / "file").touch()
+    small_disk.protect()
+    for folder, reason in ((tmp_path / "file", "Not a directory"), (small_disk.folder, "Read-only file")):
+        with pytest.raises(OSError, match=rf"{folder}/model cannot be written: {reason}.*; make"):
+            models.save_model(make_model(), folder / "model")
+
+
 @pytest.mark.parametrize("damage", ("cut", "noise", "empty"))
 def test_a_corrupt_file_is_named(damage, make_model, tmp_path):
     models.save_model(make_model(), tmp_path)

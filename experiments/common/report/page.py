@@ -1,9 +1,9 @@
-"""From tables to a page."""
+"""From results to a page."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,14 @@ from .. import figures
 from ..claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
 from ..experiment import Experiment
 from ..table import as_text
+from .parts import Grid, Part
 
 if TYPE_CHECKING:
     from ..table import Table
 
 NAMED = {"mixer", "method"}  # columns whose cells are names of mixers
+NOT_TESTED = "not tested"  # in the page only: inconclusive, since the table lacks what the claim is about
+OUTCOMES = (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_TESTED)
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,21 @@ class Section:
     command: str
 
 
-def render(sections: list[Section]) -> str:
+def render(
+    sections: Sequence[Section], accuracy: Sequence[Part] = (), benchmarks: Sequence[Part] = ()
+) -> str:
     """The page, as HTML that needs nothing else."""
     import jinja2
 
     template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(sections=[_values(section) for section in sections])
+    judged = [_values(section) for section in sections]
+    return environment.from_string(template).render(
+        sections=judged,
+        tally=_tally(outcome for values in judged for outcome, _, _ in values["verdicts"]),
+        accuracy=accuracy,
+        benchmarks=benchmarks,
+    )
 
 
 def _values(section: Section) -> dict[str, Any]:
@@ -48,20 +59,18 @@ def _values(section: Section) -> dict[str, Any]:
     experiment, table = section.experiment, section.table
     values = {"experiment": experiment, "command": section.command}
     if table is None:
-        return values
-    verdicts = [claim.judge(table) for claim in experiment.claims]
+        return {**values, "verdicts": [(NOT_TESTED, claim, None) for claim in experiment.claims]}
+    verdicts = [(claim, claim.judge(table)) for claim in experiment.claims]
     summary = experiment.summary(table)
     for column in NAMED.intersection(summary):
         summary[column] = summary[column].map(figures.label)
+    grid = Grid(f"Results of {experiment.title}", list(summary.columns), as_text(summary))
+    outcomes = [_outcome(verdict) for _, verdict in verdicts]
     return {
         **values,
-        "verdicts": list(zip(experiment.claims, verdicts, strict=True)),
-        "count": _count(verdicts),
-        "figures": [
-            (figure.get_label() or name, _unique(figures.as_svg(figure), f"{experiment.name}-{name}"))
-            for name, figure in figures.draw(experiment, table).items()
-        ],
-        "summary": {"columns": list(summary.columns), "rows": as_text(summary)},
+        "verdicts": [(outcome, *pair) for outcome, pair in zip(outcomes, verdicts, strict=True)],
+        "count": ", ".join(f"{count} {outcome}" for outcome, count in _tally(outcomes).items() if count),
+        "part": Part(experiment.name, "", "", [grid], dict(figures.draw(experiment, table))),
         "facts": {
             "trials": table["trial"].nunique(),
             "rows": len(table),
@@ -74,14 +83,12 @@ def _values(section: Section) -> dict[str, Any]:
     }
 
 
-def _count(verdicts: list[Verdict]) -> str:
-    """How many claims came to which outcome, in words."""
-    found = Counter(verdict.outcome for verdict in verdicts)
-    return ", ".join(f"{found[o]} {o}" for o in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE) if found[o])
+def _outcome(verdict: Verdict) -> str:
+    """Without an effect there was nothing to judge by."""
+    return verdict.outcome if verdict.unit else NOT_TESTED
 
 
-def _unique(svg: str, prefix: str) -> str:
-    """Names inside an svg element are global in a page: make them the figure's own."""
-    svg = re.sub(r'(?<=[ \n])id="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    return re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{prefix}-\1"', svg)
+def _tally(outcomes: Iterable[str]) -> dict[str, int]:
+    """How many claims came to which outcome."""
+    found = Counter(outcomes)
+    return {outcome: found[outcome] for outcome in OUTCOMES}

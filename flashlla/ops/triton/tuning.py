@@ -7,9 +7,7 @@ Nothing is ever tuned behind a call: without the variable every launch takes the
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 import triton
+
+from flashlla._files import read_json, replace_file, writing
 
 
 class Config(NamedTuple):
@@ -29,6 +29,13 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
 
+
+LIMITS = (
+    (16, 256),
+    (16, 256),
+    (1, 32),
+    (1, 16),
+)  # of the numbers of a Config; powers of two but for the last
 
 # What is tried. A candidate that does not fit the GPU is passed over.
 CANDIDATES = tuple(
@@ -83,33 +90,39 @@ def load(folder: str, device: str) -> dict[str, Config]:
     """
     path = Path(folder) / f"{device}.json"
     try:
-        content = json.loads(path.read_text())
-        return {name: Config(*map(int, values)) for name, values in content["configs"].items()}
+        return {name: _config(name, values) for name, values in read_json(path)["configs"].items()}
     except FileNotFoundError:
         return {}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no file of tuned configurations ({error}); remove it, or unset FLASHLLA_TUNING"
         ) from error
 
 
+def _config(name: str, values: list[int]) -> Config:
+    """What a file says of a kernel, if it can be compiled with that."""
+    config = Config(*values)
+    fits = all(type(n) is int and low <= n <= high for n, (low, high) in zip(config, LIMITS, strict=True))
+    if not fits or any(n & (n - 1) for n in config[:3]):
+        raise ValueError(f"{name} has {values}, which no kernel takes")
+    return config
+
+
 def save(folder: str | Path, device: str, configs: dict[str, Config]) -> Path:
-    """Add configurations to the file of a device; it is replaced at once or not at all."""
+    """Add configurations to the file of a device; it is replaced at once or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path = Path(folder) / f"{device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     merged = {**load(str(folder), device), **configs}
     content = {
         "triton": triton.__version__,
         "configs": {name: list(config) for name, config in sorted(merged.items())},
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n"))
     load.cache_clear()
     return path
 

@@ -1,5 +1,7 @@
 """One tiny training problem that the tests of this folder share, with processes of their own or without."""
 
+import warnings
+
 import torch
 from torch.nn import functional as F
 
@@ -41,6 +43,18 @@ def make_trainer(folder, model=None, config=None, *, batch=batch, loss=loss, **o
     model = make_model() if model is None else model
     config = configure() if config is None else config
     return training.Trainer(model, loss, batch, config, folder, progress=False, **options)
+
+
+def train(folder, options):
+    """A whole run, or the rest of one, in a process of its own."""
+    torch.set_num_threads(1)
+    make_trainer(folder, config=configure(**options)).fit()
+
+
+def resume(folder):
+    """Only load what a run has left behind, and take no warning for less than an error."""
+    warnings.simplefilter("error")
+    make_trainer(folder, config=configure(1)).resume()
 
 
 def losses(folder):

@@ -1,24 +1,13 @@
 """A run that was stopped, killed or damaged goes on as if it had not been."""
 
-import json
 import os
-import pickle
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from problems import configure, make_model, make_trainer
+from problems import configure, losses, make_model, make_trainer, train
+from processes import kill_and_go_on, left_over, seconds_of
 
 from flashlla.models import training
-from flashlla.models.training import checkpoints
-
-HERE = Path(__file__).parent
-KILLED_RUN = {"steps": 80, "checkpoint_every": 3, "log_every": 1, "evaluate_every": 7}
 
 
 def run(folder, *, stop_after=None, model=None, **options):
@@ -51,11 +40,7 @@ def test_resumed_is_as_uninterrupted(optimizer, stop_after, tmp_path):
     )  # the start does not matter
     assert_same(second, whole)
     assert steps_logged(tmp_path / "parts") == list(range(1, 13))
-    losses = [
-        [r["loss"] for r in training.read_metrics(tmp_path / name / "metrics.jsonl")]
-        for name in ("whole", "parts")
-    ]
-    assert losses[0] == losses[1]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
@@ -64,7 +49,7 @@ def test_a_parameter_without_a_gradient_is_resumed_without_a_state(optimizer, tm
 
     def fit(folder, **options):
         model = make_model()
-        model.unused = torch.nn.Parameter(torch.ones(3))
+        model.unused = torch.nn.Parameter(torch.arange(6.0).view(2, 3).t())  # not contiguous either
         return run(folder, model=model, optimizer=optimizer, **options)
 
     whole = fit(tmp_path / "whole")
@@ -82,32 +67,22 @@ def test_a_finished_run_stays_and_can_be_prolonged(tmp_path):
     assert steps_logged(tmp_path) == list(range(1, 16))
 
 
-def test_kill_9_at_random_steps(tmp_path):
-    """The process dies between two instructions, several times, in steps and in the middle of saves."""
-    random.seed(0)
-    command = [sys.executable, "-W", "ignore", str(HERE / "test_resume.py"), str(tmp_path / "killed")]
-    log = tmp_path / "killed" / "metrics.jsonl"
-    reached = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
-        )
-        target, until = reached + random.randint(6, 18), time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until and lines(log) < target:
-            time.sleep(0.0005)
-        time.sleep(random.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        error = process.communicate()[1]
-        assert process.returncode == -signal.SIGKILL, error.decode()
-        reached = lines(log)
-    resumed = run(tmp_path / "killed", **KILLED_RUN)
-    assert_same(resumed, run(tmp_path / "whole", **KILLED_RUN))
-    assert steps_logged(tmp_path / "killed") == list(range(1, KILLED_RUN["steps"] + 1))
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))  # what was half written is gone
+@pytest.mark.parametrize("moments", (4, pytest.param(50, marks=pytest.mark.slow)))
+def test_kill_9_at_random_moments(moments, tmp_path):
+    """The process dies between two instructions, in steps and in the middle of saves, and others go on."""
+    options = {"steps": 10 * moments, "checkpoint_every": 3, "log_every": 1, "evaluate_every": 7}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    duration = seconds_of(train, whole, options)
 
+    def where():
+        return "save" if list(killed.glob("checkpoints/.*")) else "work"
 
-def lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    found = kill_and_go_on(train, killed, options, moments=moments, duration=duration, seed=0, where=where)
+    print(f"{dict(found)}, and undisturbed {duration:.1f} s")
+    assert_same(run(killed, **options), run(whole, **options))
+    assert steps_logged(killed) == list(range(1, options["steps"] + 1))
+    assert losses(killed) == losses(whole)
+    assert not left_over(killed)
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------
@@ -171,6 +146,48 @@ def test_an_interrupted_save_leaves_the_old_checkpoints(fails, stopped, tmp_path
     assert_same(run(stopped), run(tmp_path / "whole"))
 
 
+def test_a_full_disk_leaves_the_old_checkpoints(small_disk, tmp_path):
+    folder = small_disk.folder / "run"
+    run(folder, stop_after=9)
+    trainer = make_trainer(folder, config=configure(12))
+    trainer.resume()
+    trainer.train_step()
+    trainer._read()
+    for spare in (0, 4096, 60000, 120000):  # for nothing, the first block, a part of the shard, most of it
+        small_disk.fill(spare)
+        with pytest.raises(OSError, match=r"step-00000010 cannot be written: No space left on device; make"):
+            trainer.save()
+        assert [p.name for p in trainer.checkpoints.all()] == ["step-00000006", "step-00000009"]
+        assert not left_over(folder)
+    small_disk.empty()
+    assert_same(run(folder), run(tmp_path / "whole"))
+
+
+def test_a_line_that_a_full_disk_cut_short_is_dropped(small_disk):
+    log = training.MetricsLog(small_disk.folder / "metrics.jsonl")
+    log.append([{"step": 1}])
+    small_disk.fill(8192)
+    with pytest.raises(
+        OSError, match=r"metrics\.jsonl cannot be written: No space left on device; make room"
+    ):
+        log.append([{"step": 2, "text": "long" * 8192}])
+    assert log.path.stat().st_size > len('{"step": 1}\n')
+    small_disk.empty()
+    log.cut(2)
+    log.append([{"step": 2}])
+    assert training.read_metrics(log.path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(small_disk, tmp_path):
+    (tmp_path / "file").touch()
+    small_disk.fill()
+    for folder, reason in ((tmp_path / "file" / "run", "Not a directory"), (small_disk.folder, "No space")):
+        trainer = make_trainer(folder, config=configure(12))
+        with pytest.raises(OSError, match=rf"{folder} cannot be written: {reason}.*; make room"):
+            trainer.fit()
+        assert trainer.step == 0
+
+
 def test_another_run_is_refused(stopped):
     with pytest.raises(
         training.CheckpointError, match=r"step-00000009 is of another run: seed is 0 there, 1 here"
@@ -182,45 +199,3 @@ def test_another_run_is_refused(stopped):
         run(stopped, model=make_model(dim=64))
     with pytest.raises(training.CheckpointError, match=r"does not fit this run: Missing key .*head"):
         run(stopped, model=make_model(tie_embeddings=False))
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_an_index_cannot_run_code(stopped, tmp_path):
-    """The digests fit, as those of a checkpoint from elsewhere would."""
-    path = stopped / "checkpoints" / "step-00000009"
-    (path / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    forge(path, ".metadata")
-    with pytest.raises(training.CheckpointError, match="which no checkpoint needs"):
-        run(stopped)
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_an_index_cannot_ask_for_unpickling(stopped):
-    """An entry that is no tensor would be unpickled by PyTorch's planner."""
-    path = stopped / "checkpoints" / "step-00000009"
-    metadata = pickle.loads((path / ".metadata").read_bytes())
-    name = next(iter(metadata.state_dict_metadata))
-    metadata.state_dict_metadata[name] = torch.distributed.checkpoint.metadata.BytesStorageMetadata()
-    (path / ".metadata").write_bytes(pickle.dumps(metadata))
-    forge(path, ".metadata")
-    with pytest.raises(training.CheckpointError, match="BytesStorageMetadata, which no checkpoint needs"):
-        run(stopped)
-
-
-def forge(path, name):
-    content = json.loads((path / "manifest.json").read_text())
-    content["files"][name] = checkpoints._digest(path / name)
-    del content["digest"]
-    checkpoints._write_manifest(path, content)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), **KILLED_RUN)
