@@ -12,11 +12,12 @@ import re
 import sys
 from pathlib import Path
 
-import highlights
-import masks
-import tables
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import highlights  # noqa: E402
+import masks  # noqa: E402
+import tables  # noqa: E402
 
 
 def main() -> int:

@@ -5,17 +5,14 @@ tokens a second.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+from _tables import markdown_table
+from decode import lower_bounds
+from gpu.decode import Shape
+from gpu_tables import DIRECTIONS, rows
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-from _tables import markdown_table  # noqa: E402
-from decode import lower_bounds  # noqa: E402
-from gpu.decode import Shape  # noqa: E402
-from gpu_tables import DIRECTIONS, rows  # noqa: E402
-
 RESULTS = ROOT / "bench" / "results"
 LENGTH = 4096
 WAYS = {
