@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     from .experiment import Experiment
     from .table import Table
@@ -127,6 +128,19 @@ def curves(axes: Axes, table: Table, x: str, y: str, *, by: str = "mixer") -> No
 def legend_beside(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, to their right, with what is in ``axes``."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+
+def heatmap(axes: Axes, shares: np.ndarray, digits: str = ".2g") -> dict[tuple[int, ...], Text]:
+    """Numbers from 0 to 1 on a ground that is darker for a larger one, NaN left out; their texts by place."""
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.grid(False)
+    texts = {}
+    for (line, column), share in np.ndenumerate(shares):
+        if np.isfinite(share):
+            color = "white" if share > 0.7 else "black"
+            text = axes.text(column, line, f"{share:{digits}}", ha="center", va="center", color=color)
+            texts[line, column] = text
+    return texts
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -84,15 +84,11 @@ def _matrix(axis: Axes, rows: Table) -> None:
     before = rows.groupby("domain")["before"].mean().reindex(DOMAINS)
     after = rows.groupby(["trained", "domain"])["after"].mean().unstack().reindex(DOMAINS)[list(DOMAINS)]
     values = np.vstack([before.to_numpy(), after.to_numpy()])
-    axis.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for (line, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            color = "white" if value > 0.7 else "black"
-            weight = "bold" if line == column + 1 else "normal"
-            axis.text(column, line, f"{value:.2f}", ha="center", va="center", color=color, weight=weight)
+    for (line, column), text in figures.heatmap(axis, values, ".2f").items():
+        if line == column + 1:
+            text.set_weight("bold")
     axis.set_xticks(range(len(DOMAINS)), DOMAINS)
     axis.set_yticks(range(len(DOMAINS) + 1), ["before", *DOMAINS])
-    axis.grid(False)
 
 
 def _training(table: Table) -> Figure:

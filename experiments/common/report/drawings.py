@@ -12,7 +12,6 @@ from flashlla.testing.numerics import ceiling
 from .. import figures
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
@@ -68,22 +67,13 @@ def _maps(cells: dict[tuple, float], caption: str, columns: int) -> Figure:
     )
     for axis, panel in zip(axes.flat, panels, strict=True):
         shares = np.array([[cells.get((panel, *line, ridge), np.nan) for ridge in ridges] for line in lines])
-        _numbers(axis, shares)
+        figures.heatmap(axis, shares)
         axis.set_title(panel)
     axes[0][0].set_yticks(range(len(lines)), [" ".join(line) for line in lines])
     axes[0][0].set_xticks(range(len(ridges)), [f"{ridge:g}" for ridge in ridges])
     for axis in axes[-1]:
         axis.set_xlabel("ridge")
     return figure
-
-
-def _numbers(axis: Axes, shares: np.ndarray) -> None:
-    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axis.grid(False)
-    for (line, column), share in np.ndenumerate(shares):
-        if np.isfinite(share):
-            color = "white" if share > 0.7 else "black"
-            axis.text(column, line, f"{share:.2g}", ha="center", va="center", color=color)
 
 
 def tolerances(rows: Rows) -> Figure:
