@@ -87,6 +87,7 @@ def bench(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow  # three runs of a benchmark
 def test_a_run_is_compared_with_the_baseline(bench, tmp_path):
     done = bench(10.0, "--compare")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR and "`make bench` makes one" in done.stderr
