@@ -169,16 +169,21 @@ def soak(minutes: float, seed: int) -> Iterator[Sample]:
     yield sample(server, began)
 
 
+def settled(samples: list[Sample]) -> list[Sample]:
+    """Those behind the start, in which memory is still taken."""
+    return [s for s in samples if s.seconds > SETTLED * samples[-1].seconds]
+
+
 def growth(samples: list[Sample]) -> float:
     """Resident memory in MiB an hour once it has settled: the slope of a line through the samples."""
-    settled = [s for s in samples if s.seconds > SETTLED * samples[-1].seconds]
-    return 3600 * np.polyfit([s.seconds for s in settled], [s.resident for s in settled], 1)[0]
+    samples = settled(samples)
+    return 3600 * np.polyfit([s.seconds for s in samples], [s.resident for s in samples], 1)[0]
 
 
 def section(this: dict, samples: list[Sample]) -> str:
     """What was measured, as a table."""
-    settled = [s for s in samples if s.seconds > SETTLED * samples[-1].seconds]
-    memory = [s.resident for s in settled]
+    later = settled(samples)
+    memory = [s.resident for s in later]
     last = samples[-1]
     rows = [
         ["minutes", f"{last.seconds / 60:.0f}"],
@@ -187,8 +192,8 @@ def section(this: dict, samples: list[Sample]) -> str:
         ["continuations that changed", "0"],
         ["resident memory, lowest and highest", f"{min(memory):.1f} and {max(memory):.1f} MiB"],
         ["its growth, by a line through all samples", f"{growth(samples):+.2f} MiB an hour"],
-        ["open files, first and last", f"{settled[0].files} and {last.files}"],
-        ["threads, first and last", f"{settled[0].threads} and {last.threads}"],
+        ["open files, first and last", f"{later[0].files} and {last.files}"],
+        ["threads, first and last", f"{later[0].threads} and {last.threads}"],
     ]
     note = f"The first {SETTLED:.0%} of the time is left out of what is said of memory, files and threads."
     return f"{describe(this)}\n\n{markdown_table(['what', 'measured'], rows)}\n\n{note}"

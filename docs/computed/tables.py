@@ -4,16 +4,11 @@ tokens a second.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from _tables import markdown_table
 from decode import lower_bounds
 from gpu.decode import Shape
 from gpu_tables import DIRECTIONS, rows
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results"
 LENGTH = 4096
 WAYS = {
     "no cache": "a forward pass over the whole text for every token",
@@ -24,11 +19,10 @@ WAYS = {
 }
 
 
-def tables() -> dict[str, str]:
-    """Tables by their markers."""
-    content = json.loads((RESULTS / "nvidia-h200" / "gpu.json").read_text())
+def tables(content: dict, of_cpu: dict) -> dict[str, str]:
+    """Tables by their markers, from a GPU run and from ``make bench``."""
     return {
-        "generation": generation(json.loads((RESULTS / "amd-epyc-2-cores" / "cpu.json").read_text())),
+        "generation": generation(of_cpu),
         "gpu-budget": budget(content),
         "predicted-rate": rate(content),
         "predicted-iterations": iterations(content),
